@@ -1,0 +1,1 @@
+"""A small local stand-in for Neon's storage that speaks the real protocols."""

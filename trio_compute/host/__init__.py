@@ -1,0 +1,1 @@
+"""Processes, users and limits of the machine."""

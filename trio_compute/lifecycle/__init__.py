@@ -1,0 +1,1 @@
+"""Status, events, transitions and the one owner of the state."""

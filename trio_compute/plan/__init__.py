@@ -1,0 +1,1 @@
+"""Pure decisions: text and statements computed without I/O."""

@@ -1,0 +1,1 @@
+"""Long-running children of the services nursery."""

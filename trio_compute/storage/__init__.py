@@ -1,0 +1,1 @@
+"""Clients of Neon's storage and control plane."""
