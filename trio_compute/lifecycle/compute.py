@@ -1,0 +1,127 @@
+"""The one owner of a compute's state and of the scope in which it lives."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from collections import deque
+
+import trio
+from msgspec import Struct
+
+from trio_compute.lifecycle import events as ev
+from trio_compute.lifecycle.cell import Cell
+from trio_compute.lifecycle.events import Event
+from trio_compute.lifecycle.status import TERMINATION_PENDING, Status
+from trio_compute.lifecycle.transitions import TABLE, State, transition
+from trio_compute.settings import Settings
+from trio_compute.telemetry.logging import get_logger
+from trio_compute.telemetry.spans import Recorder
+
+HISTORY_LENGTH = 64
+
+log = get_logger("lifecycle")
+
+
+class Ending(enum.Enum):
+    """Say why a compute ends: a value, not a code path (design §1.2)."""
+
+    TERMINATE_FAST = "terminate fast"
+    TERMINATE_IMMEDIATE = "terminate immediate"
+    SIGNAL = "signal"
+    POSTGRES_EXITED = "postgres exited"
+    START_FAILED = "start failed"
+    CRASHED = "crashed"
+    EMPTY_CONFIG = "refreshed configuration is empty"
+
+
+class Passage(Struct, frozen=True):
+    """Record one change of status."""
+
+    at: dt.datetime
+    source: Status
+    target: Status
+    event: str
+
+
+class Urgency(enum.IntEnum):
+    """Say how much patience the end still has; it only ever rises."""
+
+    CALM = 0
+    START_FAILED = 1
+    PRESSED = 2
+    FORCED = 3
+
+
+class Compute:
+    """Own the state: the only writer is `apply`, the only end is `end`. It does no I/O and starts no tasks."""
+
+    def __init__(self, settings: Settings, *, spans: Recorder | None = None) -> None:
+        self.settings = settings
+        self.spans = spans or Recorder()
+        self.life = trio.CancelScope()
+        self.history: deque[Passage] = deque(maxlen=HISTORY_LENGTH)
+        self.urgency = Cell(Urgency.CALM)
+        self.ending = Cell[Ending | None](None)
+        self.linger_cut = trio.Event()
+        self.postgres_running = False
+        self._cell = Cell(State(start_time=dt.datetime.now(dt.UTC)))
+
+    @property
+    def state(self) -> State:
+        """Return the present state."""
+        return self._cell.value
+
+    def apply(self, event: Event) -> State:
+        """Follow the table, log, record and wake waiters; raise IllegalTransition and change nothing otherwise."""
+        before = self.state
+        after = transition(before, event)
+        if after.status is not before.status:
+            name = type(event).__name__
+            self.history.append(Passage(dt.datetime.now(dt.UTC), before.status, after.status, name))
+            log.info("status changed", source=before.status.value, target=after.status.value, event=name)
+        self._cell.set(after)
+        return after
+
+    def allows(self, event: type[Event]) -> bool:
+        """Tell whether the table has a row for this kind of event now."""
+        return (self.state.status, event) in TABLE
+
+    async def reach(self, *statuses: Status) -> State:
+        """Wait until the status is one of these, and return the state that matched even if it moved on since."""
+        return await self._cell.wait_for(lambda state: state.status in statuses)
+
+    def end(self, ending: Ending, urgency: Urgency = Urgency.CALM) -> None:
+        """Begin the end, whatever the phase; the first reason stays, the highest urgency counts."""
+        if self.ending.value is None:
+            log.info("ending", reason=ending.value)
+            self.ending.set(ending)
+            self.life.cancel()
+        if urgency > self.urgency.value:
+            self.urgency.set(urgency)
+
+    def request_termination(self, *, immediate: bool) -> None:
+        """Accept `/terminate`; raise IllegalTransition unless the status is empty, running or failed."""
+        self.apply(ev.TerminateImmediate() if immediate else ev.TerminateFast())
+        if immediate:
+            self.linger_cut.set()
+        self.end(Ending.TERMINATE_IMMEDIATE if immediate else Ending.TERMINATE_FAST)
+
+    def request_stop(self) -> None:
+        """Accept a stop signal; a second one forces the end (contract 02 §10.2)."""
+        repeated = self.urgency.value >= Urgency.PRESSED
+        if self.allows(ev.Signalled):
+            self.apply(ev.Signalled())
+        self.linger_cut.set()
+        self.end(Ending.SIGNAL, Urgency.FORCED if repeated else Urgency.PRESSED)
+
+    def crash(self, error: str) -> None:
+        """Record that a critical task died of a defect; the compute fails and ends."""
+        if self.allows(ev.Crashed):
+            self.apply(ev.Crashed(error=error))
+        self.end(Ending.CRASHED, Urgency.START_FAILED)
+
+    def finish(self, terminated: ev.Terminated) -> None:
+        """Record the outcome of the final sync; a compute that was not asked to terminate keeps its status."""
+        if self.state.status in TERMINATION_PENDING:
+            self.apply(terminated)

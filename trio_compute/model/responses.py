@@ -1,0 +1,70 @@
+"""Answers of the HTTP API (contract 03 §4)."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from msgspec import Struct
+
+
+class StatusResponse(Struct, frozen=True, kw_only=True):
+    """Answer `/status` and `/configure`: all six keys are always present."""
+
+    start_time: str
+    tenant: str | None
+    timeline: str | None
+    status: str
+    last_active: str | None
+    error: str | None
+
+
+class TerminateResponse(Struct, frozen=True):
+    """Answer `/terminate`: the LSN up to which a primary's WAL is safe, null for other modes."""
+
+    lsn: str | None
+
+
+class ErrorResponse(Struct, frozen=True):
+    """Answer any request that failed."""
+
+    error: str
+
+
+class MetricsResponse(Struct, frozen=True, kw_only=True):
+    """Answer `/metrics.json`: 13 counters, 0 until measured (contract 02 §4.2)."""
+
+    wait_for_spec_ms: int = 0
+    sync_sk_check_ms: int = 0
+    sync_safekeepers_ms: int = 0
+    pageserver_connect_micros: int = 0
+    basebackup_bytes: int = 0
+    basebackup_ms: int = 0
+    start_postgres_ms: int = 0
+    config_ms: int = 0
+    total_startup_ms: int = 0
+    load_ext_ms: int = 0
+    num_ext_downloaded: int = 0
+    largest_ext_size: int = 0
+    total_ext_download_size: int = 0
+
+
+def _rfc3339(moment: dt.datetime, suffix: str) -> str:
+    moment = moment.astimezone(dt.UTC)
+    fraction = moment.microsecond
+    if fraction == 0:
+        digits = ""
+    elif fraction % 1000 == 0:
+        digits = f".{fraction // 1000:03d}"
+    else:
+        digits = f".{fraction:06d}"
+    return f"{moment:%Y-%m-%dT%H:%M:%S}{digits}{suffix}"
+
+
+def start_time_text(moment: dt.datetime) -> str:
+    """Return RFC 3339 UTC with `Z`; the fraction has 0, 3 or 6 digits as needed."""
+    return _rfc3339(moment, "Z")
+
+
+def last_active_text(moment: dt.datetime) -> str:
+    """Return RFC 3339 UTC with `+00:00`, as the original spells this one field."""
+    return _rfc3339(moment, "+00:00")

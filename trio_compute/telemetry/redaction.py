@@ -1,0 +1,43 @@
+"""Keep secrets out of everything that is printed or answered (contract 01 B-12, 03 A-07)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+REDACTED = "[redacted]"
+_SHORTEST_SECRET = 4
+
+_PATTERNS = (
+    (re.compile(r"(?i)\b(bearer)\s+[^\s\"',;]+"), r"\1 " + REDACTED),
+    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), REDACTED),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/@]+@"), r"\1:" + REDACTED + "@"),
+    (re.compile(r"(?i)\b(password)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)"), r"\1=" + REDACTED),
+    (re.compile(r"(?i)\b(password)\s+'(?:[^']|'')*'"), r"\1 " + REDACTED),
+    (re.compile(r"SCRAM-SHA-256\$[^\s\"']+"), REDACTED),
+)
+
+
+class Redactor:
+    """Know the secrets of this process and remove them, and whatever looks like one, from texts."""
+
+    def __init__(self) -> None:
+        self._secrets: dict[str, None] = {}
+
+    def learn(self, secrets: Iterable[str | None]) -> None:
+        """Remember values that must never appear; very short ones would black out ordinary words and are skipped."""
+        for secret in secrets:
+            if secret is not None and len(secret) >= _SHORTEST_SECRET:
+                self._secrets[secret] = None
+
+    def __call__(self, text: str) -> str:
+        """Return the text without secrets."""
+        for secret in self._secrets:
+            if secret in text:
+                text = text.replace(secret, REDACTED)
+        for pattern, replacement in _PATTERNS:
+            text = pattern.sub(replacement, text)
+        return text
+
+
+redact = Redactor()
