@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import enum
 from collections import deque
 
 import trio
@@ -11,6 +10,7 @@ from msgspec import Struct
 
 from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.cell import Cell
+from trio_compute.lifecycle.ending import Ending, Urgency
 from trio_compute.lifecycle.events import Event
 from trio_compute.lifecycle.status import TERMINATION_PENDING, Status
 from trio_compute.lifecycle.transitions import TABLE, State, transition
@@ -23,18 +23,6 @@ HISTORY_LENGTH = 64
 log = get_logger("lifecycle")
 
 
-class Ending(enum.Enum):
-    """Say why a compute ends: a value, not a code path (design §1.2)."""
-
-    TERMINATE_FAST = "terminate fast"
-    TERMINATE_IMMEDIATE = "terminate immediate"
-    SIGNAL = "signal"
-    POSTGRES_EXITED = "postgres exited"
-    START_FAILED = "start failed"
-    CRASHED = "crashed"
-    EMPTY_CONFIG = "refreshed configuration is empty"
-
-
 class Passage(Struct, frozen=True):
     """Record one change of status."""
 
@@ -42,15 +30,6 @@ class Passage(Struct, frozen=True):
     source: Status
     target: Status
     event: str
-
-
-class Urgency(enum.IntEnum):
-    """Say how much patience the end still has; it only ever rises."""
-
-    CALM = 0
-    START_FAILED = 1
-    PRESSED = 2
-    FORCED = 3
 
 
 class Compute:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from trio_compute.model.parsed import ParsedSpec
+
 REDACTED = "[redacted]"
 _SHORTEST_SECRET = 4
 
@@ -41,3 +43,10 @@ class Redactor:
 
 
 redact = Redactor()
+
+
+def learn_spec(parsed: ParsedSpec) -> None:
+    """Remember the secrets of a spec before anything about it can be printed."""
+    spec = parsed.spec
+    redact.learn([spec.storage_auth_token, parsed.endpoint_storage_token])
+    redact.learn(role.encrypted_password for role in spec.cluster.roles)

@@ -1,0 +1,281 @@
+"""The program: run, live, wind down. Everything a compute does is reached from here."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from trio_compute.errors import ComputeError, cause_chain
+from trio_compute.host.reaper import reap_orphans
+from trio_compute.lifecycle import events as ev
+from trio_compute.lifecycle.compute import Compute
+from trio_compute.lifecycle.ending import Ending, Urgency, asked_for, exit_code, linger_seconds, needs_final_sync
+from trio_compute.lifecycle.status import TERMINATION_PENDING
+from trio_compute.model.ids import Lsn
+from trio_compute.model.parsed import ParsedSpec, parse_spec
+from trio_compute.model.spec import ComputeConfig
+from trio_compute.ports import Host
+from trio_compute.postgres.postmaster import Postmaster
+from trio_compute.services.apply_queue import ApplyQueue, Job, Rejected, Succeeded
+from trio_compute.services.configure import configure_as_primary, serve_apply_queue
+from trio_compute.services.prepare import prepare_pgdata, sync_with_retries
+from trio_compute.services.signals import relay_signals
+from trio_compute.services.supervise import critical
+from trio_compute.settings import Settings
+from trio_compute.telemetry.logging import get_logger
+from trio_compute.telemetry.redaction import learn_spec, redact
+from trio_compute.telemetry.spans import Recorder
+
+log = get_logger("run")
+
+
+class Servers(Protocol):
+    """Be the HTTP servers: serving from the moment that `start` returns until `drain`."""
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until drained, then flush what is in flight for a limited time."""
+        ...
+
+    def drain(self) -> None:
+        """Accept nothing more and end once the answers in flight are out."""
+        ...
+
+
+class MakeServers(Protocol):
+    """Make the servers of a compute; a test may make none that bind."""
+
+    def __call__(self, compute: Compute, queue: ApplyQueue, config: ComputeConfig) -> Servers:
+        """Return servers that are not started yet."""
+        ...
+
+
+class Life:
+    """Hold one compute with all that its phases share."""
+
+    def __init__(self, settings: Settings, host: Host, spans: Recorder) -> None:
+        self.compute = Compute(settings, spans=spans)
+        self.host = host
+        self.queue = ApplyQueue()
+        self.postmaster: Postmaster | None = None
+        self.neighbours_stopped = False
+
+    def begin_end(self) -> None:
+        """Turn away who waits for a spec to be applied, and stop the neighbours, who go before Postgres (02 §10.1)."""
+        self.queue.close()
+        if asked_for(self.compute.ending.value) and not self.neighbours_stopped:
+            self.neighbours_stopped = True
+            self.host.stop_neighbours()
+
+
+async def run(settings: Settings, host: Host, make_servers: MakeServers, *, spans: Recorder | None = None) -> int:
+    """Run one compute from empty to terminated; return the exit code. Raise ComputeError if it cannot even begin."""
+    life = Life(settings, host, spans or Recorder())
+    compute = life.compute
+    failure: ComputeError | None = None
+    code = 1
+    async with trio.open_nursery() as root:
+        await root.start(relay_signals, compute)
+        if os.getpid() == 1:
+            root.start_soon(critical, compute, "reaper", reap_orphans)
+        try:
+            config = await _unless_ending(compute, host)
+            if config is not None:
+                code = await _run_configured(life, config, make_servers)
+            else:
+                code = 0
+        except ComputeError as error:
+            failure = error
+        root.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return code
+
+
+async def _unless_ending(compute: Compute, host: Host) -> ComputeConfig | None:
+    """Return the configuration, or None when a signal came before it did."""
+    found: list[ComputeConfig] = []
+    failure: ComputeError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            await compute.ending.wait_for(lambda ending: ending is not None)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        try:
+            found.append(await host.obtain_config())
+        except ComputeError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return found[0] if found else None
+
+
+async def _run_configured(life: Life, config: ComputeConfig, make_servers: MakeServers) -> int:
+    compute = life.compute
+    first = None
+    if config.spec is not None:
+        first = Job(parse_spec(config.spec))
+        learn_spec(first.spec)
+        compute.apply(ev.SpecKnown(spec=first.spec, at=dt.datetime.now(dt.UTC)))
+    async with trio.open_nursery() as outer:
+        servers = make_servers(compute, life.queue, config)
+        await outer.start(_serve_critically, compute, servers)
+        await critical(compute, "life", _live_in_scope, life, first)
+        terminated = await wind_down(life)
+        await _linger(compute, terminated)
+        servers.drain()
+    postgres = life.postmaster.exit if life.postmaster is not None else None
+    return exit_code(compute.ending.value, postgres, terminated.error)
+
+
+async def _serve_critically(
+    compute: Compute, servers: Servers, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    async def serve() -> None:
+        await servers.serve(task_status=task_status)
+
+    await critical(compute, "http servers", serve)
+
+
+async def _live_in_scope(life: Life, first: Job | None) -> None:
+    with life.compute.life:
+        await live(life, first)
+
+
+async def live(life: Life, first: Job | None) -> None:
+    """Take a compute from its spec to the end of its Postgres; cancelled by whatever ends it."""
+    compute, host = life.compute, life.host
+    job, began = (first, 0.0) if first is not None else await _first_job(life)
+    async with AsyncExitStack() as postgres:
+        async with _starting(compute, job):
+            await prepare_pgdata(compute, host, job.spec)
+            with compute.spans.measure("start_postgres"):
+                postmaster = await postgres.enter_async_context(host.open_postmaster(job.spec, compute.urgency))
+                life.postmaster = postmaster
+                postgres.callback(life.begin_end)
+                await host.wait_ready(postmaster)
+            await configure_as_primary(compute, host, postmaster, job.spec)
+        compute.spans.add("total_startup", start_seconds=began)
+        compute.apply(ev.Started())
+        job.settle(Succeeded())
+        await _serve_until_exit(life, postmaster)
+
+
+async def _first_job(life: Life) -> tuple[Job, float]:
+    """Wait in the pool for a spec; return it and the moment from which its start-up counts."""
+    compute = life.compute
+    job = await life.queue.next()
+    compute.spans.add("wait_for_spec", start_seconds=0.0)
+    compute.apply(ev.StartBegan(spec=job.spec, at=dt.datetime.now(dt.UTC)))
+    return job, compute.spans.now()
+
+
+@asynccontextmanager
+async def _starting(compute: Compute, job: Job) -> AsyncIterator[None]:
+    """Turn any error of the start into status failed and an end, which cancels the rest of `live`."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (any error of the start, foreseen or not, must be collectable)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        text = redact(cause_chain(error))
+        log.error("start failed", error=text)
+        compute.apply(ev.StartFailed(error=text))
+        job.settle(Rejected(text))
+        compute.end(Ending.START_FAILED, Urgency.START_FAILED)
+    await trio.lowlevel.checkpoint_if_cancelled()
+
+
+async def _serve_until_exit(life: Life, postmaster: Postmaster) -> None:
+    compute = life.compute
+    compute.postgres_running = True
+    try:
+        async with trio.open_nursery() as services:
+            services.start_soon(
+                critical, compute, "apply queue", serve_apply_queue, compute, life.host, postmaster, life.queue
+            )
+            code = await postmaster.wait()
+            log.warning("Postgres exited by itself", code=code)
+            compute.end(Ending.POSTGRES_EXITED)
+    finally:
+        compute.postgres_running = False
+
+
+async def wind_down(life: Life) -> ev.Terminated:
+    """Do what must follow the end of Postgres, whatever caused it, and record the outcome."""
+    compute = life.compute
+    life.begin_end()
+    terminated = await _final_sync(life)
+    compute.finish(terminated)
+    if life.postmaster is not None:
+        await _unless_pressed(compute, life.host.log_backtraces)
+    return terminated
+
+
+async def _final_sync(life: Life) -> ev.Terminated:
+    """Sync the safekeepers once more and learn up to where the WAL is safe (D-16, D-17)."""
+    compute, parsed = life.compute, life.compute.state.spec
+    if parsed is None or not needs_final_sync(
+        compute.ending.value,
+        compute.urgency.value,
+        postgres_ran=life.postmaster is not None,
+        is_primary=parsed.is_primary,
+    ):
+        return ev.Terminated()
+    results: list[Lsn] = []
+    error = "final safekeeper sync was interrupted by a signal"
+
+    async def sync() -> None:
+        nonlocal error
+        limit = compute.settings.deadlines.final_sync
+        try:
+            with trio.fail_after(limit):
+                results.append(await sync_with_retries(compute, life.host, parsed))
+        except trio.TooSlowError:
+            error = f"final safekeeper sync took longer than {limit:.0f} s"
+        except ComputeError as failure:
+            error = redact(f"final safekeeper sync failed: {cause_chain(failure)}")
+
+    await _unless_pressed(compute, sync)
+    if results:
+        return ev.Terminated(flush_lsn=results[0])
+    log.error("no final LSN", error=error)
+    return ev.Terminated(error=error)
+
+
+async def _unless_pressed(compute: Compute, function: Callable[[], Awaitable[None]]) -> None:
+    """Run something that a stop signal cuts short."""
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            await compute.urgency.wait_for(lambda urgency: urgency >= Urgency.PRESSED)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        await function()
+        nursery.cancel_scope.cancel()
+
+
+async def _linger(compute: Compute, terminated: ev.Terminated) -> None:
+    """Keep answering for a while; a late `/terminate` gets the verdict too, and with `immediate` cuts this short."""
+    deadlines = compute.settings.deadlines
+    seconds = linger_seconds(compute.ending.value, deadlines, had_spec=compute.state.spec is not None)
+    async with trio.open_nursery() as nursery:
+
+        async def finish_late() -> None:
+            await compute.reach(*TERMINATION_PENDING)
+            compute.finish(terminated)
+
+        nursery.start_soon(finish_late)
+        with trio.move_on_after(seconds):
+            await compute.linger_cut.wait()
+            if compute.urgency.value < Urgency.PRESSED:
+                await trio.sleep(deadlines.brief_linger)
+        nursery.cancel_scope.cancel()
+    compute.finish(terminated)

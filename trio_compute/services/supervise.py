@@ -1,0 +1,31 @@
+"""Children of a nursery with a name and a policy (contract 02 §12.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from trio_compute.errors import cause_chain
+from trio_compute.lifecycle.compute import Compute
+from trio_compute.telemetry.logging import get_logger
+from trio_compute.telemetry.redaction import redact
+
+log = get_logger("supervise")
+
+
+async def critical(compute: Compute, name: str, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+    """Run a task that the compute cannot live without; if it dies of an error, the compute fails and ends."""
+    try:
+        await function(*args)
+    except Exception as error:  # noqa: BLE001  (the one place where a defect becomes an orderly end)
+        text = redact(f"{name} failed: {cause_chain(error)}")
+        log.error("critical task failed", task=name, error=text, where=_where(error))
+        compute.crash(text)
+
+
+def _where(error: BaseException) -> str:
+    """Return file and line of the innermost frame: enough to find a defect, too little to leak data."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
