@@ -37,6 +37,10 @@ class Host:
         self.run_as: RunAs = resolve_run_as(settings.run_as)
         self.pgbin: Path = resolve_pgbin(settings.pgbin)
 
+    async def warm_up(self) -> None:
+        """Import the storage clients in a worker thread; they are needed next and take long to load."""
+        await trio.to_thread.run_sync(_import_storage_clients)
+
     async def obtain_config(self) -> ComputeConfig:
         """Return the configuration (contract 01 §1.4, §8)."""
         return await obtain_config(self.settings)
@@ -139,6 +143,11 @@ class Host:
             internal_http_port=self.settings.internal_http_port,
             strict_overcommit=_strict_overcommit(),
         )
+
+
+def _import_storage_clients() -> None:
+    import trio_compute.db.connection
+    import trio_compute.postgres.unpack  # noqa: F401
 
 
 def _strict_overcommit() -> bool:

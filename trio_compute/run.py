@@ -17,7 +17,7 @@ from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.ending import Ending, Urgency, asked_for, exit_code, linger_seconds, needs_final_sync
 from trio_compute.lifecycle.status import TERMINATION_PENDING
 from trio_compute.model.ids import Lsn
-from trio_compute.model.parsed import ParsedSpec, parse_spec
+from trio_compute.model.parsed import parse_spec
 from trio_compute.model.spec import ComputeConfig
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
@@ -171,6 +171,7 @@ async def live(life: Life, first: Job | None) -> None:
 async def _first_job(life: Life) -> tuple[Job, float]:
     """Wait in the pool for a spec; return it and the moment from which its start-up counts."""
     compute = life.compute
+    await life.host.warm_up()
     job = await life.queue.next()
     compute.spans.add("wait_for_spec", start_seconds=0.0)
     compute.apply(ev.StartBegan(spec=job.spec, at=dt.datetime.now(dt.UTC)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -88,9 +88,11 @@ async def kill_politely(process: trio.Process, *, grace_seconds: float) -> int:
     with trio.CancelScope(shield=True):
         process.terminate()
         with trio.move_on_after(grace_seconds):
-            return await reap(process)
-        _signal_group(process.pid, signal.SIGKILL)
-        return await reap(process)
+            await reap(process)
+        if process.returncode is None:
+            _signal_group(process.pid, signal.SIGKILL)
+        await reap(process)
+    return process.returncode or 0
 
 
 def _signal_group(pid: int, sig: signal.Signals) -> None:
@@ -106,24 +108,23 @@ async def run_command(
     environ: Mapping[str, str],
     run_as: RunAs,
     grace_seconds: float = 2.0,
+    follow_stderr: Callable[[trio.abc.ReceiveStream], Awaitable[None]] | None = None,
 ) -> Output:
-    """Run a command to its end and return its output, bounded; a cancelled one is stopped and reaped first."""
+    """Run a command to its end and return its output, bounded; a cancelled one is stopped and reaped first.
+
+    With `follow_stderr` that function reads the error stream instead, and `stderr` of the result is empty.
+    """
     process = await spawn(argv, environ=environ, run_as=run_as, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
-    chunks: dict[str, bytes] = {}
-
-    async def read(name: str, stream: trio.abc.ReceiveStream) -> None:
-        collected = bytearray()
-        async for chunk in stream:
-            if len(collected) < MAX_OUTPUT_BYTES:
-                collected += chunk
-        chunks[name] = bytes(collected[:MAX_OUTPUT_BYTES])
-
+    stdout, stderr = bytearray(), bytearray()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(read, "stdout", process.stdout)
-            nursery.start_soon(read, "stderr", process.stderr)
+            nursery.start_soon(_read_bounded, process.stdout, stdout)
+            if follow_stderr is None:
+                nursery.start_soon(_read_bounded, process.stderr, stderr)
+            else:
+                nursery.start_soon(follow_stderr, process.stderr)
             code = await reap(process)
     finally:
         if process.returncode is None:
@@ -131,4 +132,9 @@ async def run_command(
         with trio.CancelScope(shield=True):
             await process.stdout.aclose()
             await process.stderr.aclose()
-    return Output(code, chunks["stdout"], chunks["stderr"])
+    return Output(code, bytes(stdout), bytes(stderr))
+
+
+async def _read_bounded(stream: trio.abc.ReceiveStream, collected: bytearray) -> None:
+    async for chunk in stream:
+        collected += chunk[: MAX_OUTPUT_BYTES - len(collected)]

@@ -1,4 +1,4 @@
-"""Reap the orphans that PID 1 inherits, and only those: the statuses of our own children belong to who waits for them."""
+"""Reap the orphans that PID 1 inherits, and only those: our own children belong to whoever waits for them."""
 
 from __future__ import annotations
 

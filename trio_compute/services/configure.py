@@ -1,4 +1,4 @@
-"""Bring a running Postgres to what a spec wants: at the end of start-up, and again for each later spec (02 §3.4, §7)."""
+"""Bring a running Postgres to what a spec wants, at the end of start-up and for each later spec (02 §3.4, §7)."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ async def _choose_lsn(compute: Compute, host: Host, parsed: ParsedSpec) -> Lsn:
     async with trio.open_nursery() as nursery:
 
         async def check() -> None:
+            await host.warm_up()
             with compute.spans.measure("check_safekeepers_synced"):
                 proven.append(await host.check_safekeepers(parsed))
 

@@ -1,0 +1,23 @@
+"""Entry points: `compute_ctl` and `trio-compute`. Nothing heavy is imported before the sockets are bound."""
+
+from __future__ import annotations
+
+import sys
+
+
+def compute_ctl() -> None:
+    """Run one compute with the flags of the original compute_ctl."""
+    from trio_compute.cli import run_compute
+
+    sys.exit(run_compute(sys.argv[1:], prog="compute_ctl"))
+
+
+def main() -> None:
+    """Run a sub-command of trio-compute."""
+    from trio_compute.cli import run_subcommand
+
+    sys.exit(run_subcommand(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""An embedded pageserver: basebackups over libpq in Neon's grammar, with faults on demand (contract 07 §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import trio
+from msgspec import Struct
+
+from trio_compute.embedded.snapshots import Snapshots
+from trio_compute.embedded.wire import COPY_SLICE_BYTES, Session, WireError
+from trio_compute.errors import StorageError
+from trio_compute.model.ids import Lsn, is_hex_id
+
+FLAGS = frozenset({"--gzip", "--replica"})
+
+
+class BasebackupCommand(Struct, frozen=True):
+    """Hold a parsed basebackup command."""
+
+    tenant: str
+    timeline: str
+    lsn: Lsn | None
+    gzip: bool
+    replica: bool
+
+
+class Faults(Struct):
+    """Hold what shall go wrong; tests change it between requests."""
+
+    fail_connections: int = 0
+    fail_commands: int = 0
+    error_text: str = "stand-in fault"
+    delay_before_copy_seconds: float = 0.0
+    stall_at_byte: int | None = None
+    error_at_byte: int | None = None
+    cut_at_byte: int | None = None
+    corrupt_at_byte: int | None = None
+    error_before_copy_done: bool = False
+    error_after_copy_done: bool = False
+
+
+def parse_basebackup(query: str) -> BasebackupCommand:
+    """Return the command; raise WireError as a pageserver would (contract 07 §4.2)."""
+    words = query.split()
+    if len(words) < 3:
+        raise WireError(f"cannot parse query: {query[:100]}")
+    _, tenant, timeline, *rest = words
+    if not (is_hex_id(tenant) and is_hex_id(timeline)):
+        raise WireError("invalid tenant or timeline id")
+    lsn = None
+    if rest and not rest[0].startswith("--"):
+        text = rest.pop(0)
+        try:
+            lsn = None if text == "latest" else Lsn.parse(text)
+        except ValueError as error:
+            raise WireError(str(error)) from None
+    if len(set(rest)) != len(rest) or not FLAGS.issuperset(rest):
+        raise WireError(f"invalid flags: {' '.join(rest)[:100]}")
+    return BasebackupCommand(tenant, timeline, lsn, "--gzip" in rest, "--replica" in rest)
+
+
+class Pageserver:
+    """Serve the snapshots of some timelines."""
+
+    def __init__(self, timelines: Mapping[tuple[str, str], Snapshots]) -> None:
+        self._timelines = timelines
+        self.faults = Faults()
+        self.commands: list[str] = []
+
+    async def handle(self, session: Session, query: str) -> None:
+        """Answer one query."""
+        self.commands.append(query)
+        if self.faults.fail_commands > 0:
+            self.faults.fail_commands -= 1
+            raise WireError(self.faults.error_text)
+        word = (query.split() or [""])[0].lower()
+        if word == "basebackup":
+            await self._send_basebackup(session, parse_basebackup(query))
+        elif word == "set" and len(query.split()) > 1:
+            await session.send_rows([], [], "SELECT 1")
+        else:
+            raise WireError(f"cannot parse query: {query[:100]}")
+
+    async def _send_basebackup(self, session: Session, command: BasebackupCommand) -> None:
+        snapshots = self._timelines.get((command.tenant.lower(), command.timeline.lower()))
+        if snapshots is None:
+            raise WireError("not found")
+        if not command.gzip:
+            raise WireError("only gzip basebackups are kept here")
+        try:
+            path = snapshots.at(command.lsn)
+        except StorageError as error:
+            raise WireError(str(error)) from None
+        await trio.sleep(self.faults.delay_before_copy_seconds)
+        await session.begin_copy()
+        await self._send_file(session, path)
+        if self.faults.error_before_copy_done:
+            raise WireError(self.faults.error_text)
+        await session.end_copy()
+        if self.faults.error_after_copy_done:
+            raise WireError(self.faults.error_text)
+
+    async def _send_file(self, session: Session, path: Path) -> None:
+        sent = 0
+        with path.open("rb") as file:
+            while data := file.read(COPY_SLICE_BYTES):
+                await session.send_copy(await self._tampered(session, data, sent))
+                sent += len(data)
+
+    async def _tampered(self, session: Session, data: bytes, sent: int) -> bytes:
+        faults, end = self.faults, sent + len(data)
+        if faults.corrupt_at_byte is not None and sent <= faults.corrupt_at_byte < end:
+            at = faults.corrupt_at_byte - sent
+            return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+        if faults.stall_at_byte is not None and sent <= faults.stall_at_byte < end:
+            await trio.sleep_forever()
+        if faults.error_at_byte is not None and sent <= faults.error_at_byte < end:
+            await session.send_copy(data[: faults.error_at_byte - sent])
+            raise WireError(faults.error_text)
+        if faults.cut_at_byte is not None and sent <= faults.cut_at_byte < end:
+            await session.send_copy(data[: faults.cut_at_byte - sent])
+            await session.drop()
+        return data

@@ -1,0 +1,145 @@
+"""The first to see a request: finds its route, checks who asks, answers cheap reads itself, passes the rest to Quart.
+
+Quart takes 400 ms to import, so it is loaded by a thread after the start, or when the first request needs it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+from msgspec import Struct
+
+from trio_compute.errors import cause_chain
+from trio_compute.http.authorize import Authorizer
+from trio_compute.http.exchange import App, Message, Receive, Send, exchange, has_body
+from trio_compute.http.problems import CONTENT_TYPE, Problem
+from trio_compute.telemetry.logging import bound_ids, get_logger
+
+MAX_REQUEST_ID_CHARACTERS = 128
+
+log = get_logger("http")
+
+
+class Route(Struct, frozen=True):
+    """Describe a path: its method, whether a token is needed, and the body of a cheap read (None: Quart answers)."""
+
+    method: str
+    needs_token: bool = True
+    read: Callable[[], bytes] | None = None
+
+
+class Front:
+    """Be the ASGI application of one server."""
+
+    def __init__(
+        self, routes: Mapping[str, Route], *, authorizer: Authorizer | None, load: Callable[[], Awaitable[App]]
+    ) -> None:
+        self._routes = routes
+        self._authorizer = authorizer
+        self._load = load
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request; every answer carries its request id."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"no support for ASGI {scope['type']}")
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        request_id = _request_id(headers.get(b"x-request-id"))
+        started, status = time.monotonic(), 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                kept = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
+                message = {**message, "headers": [*kept, (b"x-request-id", request_id.encode())]}
+            await send(message)
+
+        token = bound_ids.set({"request_id": request_id})
+        try:
+            if has_body(scope):
+                await exchange(lambda s, r, w: self._answer(s, headers, r, w), scope, receive, send_marked)
+            else:
+                await self._answer(scope, headers, receive, send_marked)
+        finally:
+            milliseconds = round((time.monotonic() - started) * 1000, 1)
+            # Test suites of control planes look for the text up to the path.
+            request = f"request{{method={scope['method']} uri={_uri(scope)} request_id={request_id}}}"
+            log.info(request, code=status or "none", latency_ms=milliseconds)
+            bound_ids.reset(token)
+
+    async def _answer(self, scope: Message, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+        route = self._routes.get(scope["path"])
+        if route is None:
+            await _send(send, 404, b"")
+            return
+        if scope["method"] not in _methods(route):
+            await _send(send, 405, b"", [(b"allow", ",".join(_methods(route)).encode())])
+            return
+        try:
+            await self._authorize(route, headers)
+            if route.read is not None:
+                await _send(send, 200, route.read())
+                return
+        except Problem as problem:
+            await _send(send, problem.status, problem.body())
+            return
+        except Exception as error:  # noqa: BLE001  (a defect must not drop the connection without an answer)
+            log.error("handler failed", path=scope["path"], error=cause_chain(error))
+            await _send(send, 500, Problem(500, "internal error").body())
+            return
+        app = await self._load()
+        if has_body(scope):
+            await app(scope, receive, send)
+        else:
+            await exchange(app, scope, receive, send)
+
+    async def _authorize(self, route: Route, headers: Mapping[bytes, bytes]) -> None:
+        if self._authorizer is None or not route.needs_token:
+            return
+        value = headers.get(b"authorization")
+        self._authorizer.check(None if value is None else value.decode("latin-1"))
+
+
+def _methods(route: Route) -> tuple[str, ...]:
+    return ("GET", "HEAD") if route.method == "GET" else (route.method,)
+
+
+def _request_id(value: bytes | None) -> str:
+    if value is not None and len(value) <= MAX_REQUEST_ID_CHARACTERS:
+        text = value.decode("latin-1").strip()
+        if text and text.isascii() and text.isprintable():
+            return text
+    return str(uuid.uuid4())
+
+
+def _uri(scope: Message) -> str:
+    path = scope["raw_path"].decode("latin-1")
+    query = scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
+async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    all_headers = [(b"content-length", str(len(body)).encode()), *(headers or [])]
+    if body:
+        all_headers.append((b"content-type", CONTENT_TYPE.encode()))
+    await send({"type": "http.response.start", "status": status, "headers": all_headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class LazyApp:
+    """Load an application once, in a worker thread, for whoever asks first."""
+
+    def __init__(self, make: Callable[[], App]) -> None:
+        self._make = make
+        self._lock = trio.Lock()
+        self._app: App | None = None
+
+    async def __call__(self) -> App:
+        """Return the application, loading it if nobody has yet."""
+        async with self._lock:
+            if self._app is None:
+                self._app = await trio.to_thread.run_sync(self._make)
+            return self._app

@@ -1,0 +1,35 @@
+"""Errors of the HTTP API: one exception, one place that maps ours to status and text (contract 03 §2)."""
+
+from __future__ import annotations
+
+from trio_compute.errors import SpecError
+from trio_compute.lifecycle.transitions import IllegalTransition
+from trio_compute.model.decode import MalformedJson, encode
+from trio_compute.model.responses import ErrorResponse
+from trio_compute.telemetry.redaction import redact
+
+CONTENT_TYPE = "application/json"
+
+
+class Problem(Exception):
+    """Answer a request with an error status and a text."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+    def body(self) -> bytes:
+        """Return the JSON body, without secrets."""
+        return encode(ErrorResponse(error=redact(str(self))))
+
+
+def unacceptable_body(error: SpecError) -> Problem:
+    """Return the problem of a body that is not JSON (400) or has a wrong shape (422)."""
+    if isinstance(error, MalformedJson):
+        return Problem(400, f"failed to parse the request body as json: {error}")
+    return Problem(422, f"failed to deserialize the json body into the target type: {error}")
+
+
+def wrong_status(error: IllegalTransition) -> Problem:
+    """Return the problem of a request that the present status does not allow."""
+    return Problem(412, f"invalid compute status: {error.status.kebab}")

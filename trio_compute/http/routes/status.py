@@ -1,0 +1,25 @@
+"""GET /status (contract 03 §4)."""
+
+from __future__ import annotations
+
+from trio_compute.lifecycle.transitions import State
+from trio_compute.model.decode import encode
+from trio_compute.model.responses import StatusResponse, last_active_text, start_time_text
+from trio_compute.telemetry.redaction import redact
+
+
+def status_response(state: State) -> StatusResponse:
+    """Return the answer that describes a state."""
+    return StatusResponse(
+        start_time=start_time_text(state.start_time),
+        tenant=state.spec.tenant_id if state.spec else None,
+        timeline=state.spec.timeline_id if state.spec else None,
+        status=state.status.value,
+        last_active=last_active_text(state.last_active) if state.last_active else None,
+        error=redact(state.error) if state.error is not None else None,
+    )
+
+
+def status_body(state: State) -> bytes:
+    """Return the same as JSON."""
+    return encode(status_response(state))

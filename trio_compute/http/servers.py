@@ -1,0 +1,87 @@
+"""The external and the internal server of one compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from trio_compute.http.authorize import Authorizer
+from trio_compute.http.context import Context
+from trio_compute.http.front import Front, LazyApp, Route
+from trio_compute.http.routes.status import status_body
+from trio_compute.http.serve import serve_app
+from trio_compute.http.sockets import BoundSockets
+from trio_compute.lifecycle.compute import Compute
+from trio_compute.lifecycle.status import Status
+from trio_compute.model.decode import encode
+from trio_compute.model.spec import ComputeConfig
+from trio_compute.services.apply_queue import ApplyQueue
+
+
+class HttpServers:
+    """Serve both APIs from the time they are started until they are drained."""
+
+    def __init__(self, sockets: BoundSockets, compute: Compute, queue: ApplyQueue, config: ComputeConfig) -> None:
+        self._sockets = sockets
+        self._compute = compute
+        self._draining = trio.Event()
+        context = Context(compute, queue)
+        settings = compute.settings
+        jwks = config.compute_ctl_config.jwks.keys
+        authorizer = Authorizer(jwks, settings.compute_id, bypassed=settings.auth_bypassed)
+        self._load_quart = LazyApp(lambda: _make_external_app(context))
+        self._external = Front(external_routes(compute), authorizer=authorizer, load=self._load_quart)
+        self._internal = Front(internal_routes(compute), authorizer=None, load=self._load_quart)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until drained; started once both servers accept."""
+        async with trio.open_nursery() as nursery:
+            for app, sockets in ((self._external, self._sockets.external), (self._internal, self._sockets.internal)):
+                await nursery.start(self._serve_one, app, sockets)
+            task_status.started()
+            async with trio.open_nursery() as loading:
+                loading.start_soon(self._load_after_start)
+                await self._draining.wait()
+                loading.cancel_scope.cancel()
+
+    async def _serve_one(
+        self, app: Front, sockets: list[Any], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await serve_app(
+            app,
+            sockets,
+            draining=self._draining.wait,
+            drain_seconds=self._compute.settings.deadlines.drain,
+            task_status=task_status,
+        )
+
+    async def _load_after_start(self) -> None:
+        # During the start every millisecond of the interpreter belongs to it; afterwards Quart may be needed any time.
+        await self._compute.reach(*(status for status in Status if status is not Status.INIT))
+        await self._load_quart()
+
+    def drain(self) -> None:
+        """Accept nothing more, finish what is in flight, end."""
+        self._draining.set()
+
+
+def external_routes(compute: Compute) -> dict[str, Route]:
+    """Return the paths of the external server."""
+    return {
+        "/status": Route("GET", read=lambda: status_body(compute.state)),
+        "/metrics.json": Route("GET", read=lambda: encode(compute.spans.metrics())),
+        "/configure": Route("POST"),
+        "/terminate": Route("POST"),
+    }
+
+
+def internal_routes(compute: Compute) -> dict[str, Route]:
+    """Return the paths of the internal server; `/spans` is ours, for people who look at a start-up."""
+    return {"/spans": Route("GET", needs_token=False, read=lambda: encode([*compute.spans.spans]))}
+
+
+def _make_external_app(context: Context) -> Any:
+    from trio_compute.http.app import make_external_app
+
+    return make_external_app(context)
