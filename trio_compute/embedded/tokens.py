@@ -60,7 +60,7 @@ class Issuer:
             claims = msgspec.json.decode(_unbase64(signed.partition(".")[2]), type=dict[str, Any])
         except (InvalidSignature, ValueError) as error:
             raise ValueError("invalid token") from error
-        if claims.get("exp", time.time()) < time.time():
+        if claims.get("exp", float("inf")) < time.time():
             raise ValueError("expired token")
         return claims
 

@@ -183,7 +183,7 @@ def base_settings(port: int) -> dict[str, str]:
     """Return the lines of postgresql.conf that an embedded compute starts from."""
     return {
         "port": str(port),
-        "listen_addresses": "127.0.0.1",
+        "listen_addresses": "'127.0.0.1'",
         "unix_socket_directories": "''",
         "shared_buffers": "32MB",
         "max_connections": "100",

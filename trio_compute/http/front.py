@@ -67,8 +67,8 @@ class Front:
             milliseconds = round((time.monotonic() - started) * 1000, 1)
             # Test suites of control planes look for the text up to the path.
             request = f"request{{method={scope['method']} uri={_uri(scope)} request_id={request_id}}}"
-            log.info(request, code=status or "none", latency_ms=milliseconds)
             bound_ids.reset(token)
+            log.info(request, code=status or "none", latency_ms=milliseconds)
 
     async def _answer(self, scope: Message, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
         route = self._routes.get(scope["path"])
