@@ -20,6 +20,7 @@ from trio_compute.plan.postgres_conf import ConfContext, render_postgresql_conf
 from trio_compute.postgres import pgdata as data_directory
 from trio_compute.postgres.binaries import resolve_pgbin
 from trio_compute.postgres.postmaster import Postmaster, open_postmaster, wait_ready
+from trio_compute.postgres.warm_up import warm_vm_memory
 from trio_compute.settings import Settings
 from trio_compute.storage.control_plane import obtain_config
 from trio_compute.storage.pageserver import Received, fetch_basebackup
@@ -40,6 +41,17 @@ class Host:
     async def warm_up(self) -> None:
         """Import the storage clients in a worker thread; they are needed next and take long to load."""
         await trio.to_thread.run_sync(_import_storage_clients)
+
+    async def warm_vm_memory(self) -> None:
+        """Touch the memory of a pooled VM."""
+        await warm_vm_memory(
+            self.pgbin,
+            self.settings.pgdata,
+            wrapper=self._control_group(),
+            environ=self._environ(None),
+            run_as=self.run_as,
+            deadlines=self.settings.deadlines,
+        )
 
     async def obtain_config(self) -> ComputeConfig:
         """Return the configuration (contract 01 §1.4, §8)."""
@@ -117,6 +129,13 @@ class Host:
             catalog = await read_catalog(connection)
             plan = plan_catalog(parsed.spec.cluster, self.settings.privileged_role_name, catalog)
             await execute_all(connection, plan)
+
+    async def upgrade_neon_extension(self) -> None:
+        """Bring the neon extension, where it is installed, to the version of the library."""
+        from trio_compute.db.maintenance import open_maintenance, upgrade_neon_extension
+
+        async with open_maintenance(self.settings.connstr, purpose="post_apply_config") as connection:
+            await upgrade_neon_extension(connection)
 
     def stop_neighbours(self) -> None:
         """Stop pgbouncer and local_proxy."""

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -19,17 +19,20 @@ from trio_compute.lifecycle.status import TERMINATION_PENDING
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import parse_spec
 from trio_compute.model.spec import ComputeConfig
+from trio_compute.plan.unapplied import unapplied
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.services.apply_queue import ApplyQueue, Job, Rejected, Succeeded
 from trio_compute.services.configure import configure_as_primary, serve_apply_queue
 from trio_compute.services.prepare import prepare_pgdata, sync_with_retries
 from trio_compute.services.signals import relay_signals
-from trio_compute.services.supervise import critical
+from trio_compute.services.supervise import best_effort, critical
 from trio_compute.settings import Settings
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import learn_spec, redact
 from trio_compute.telemetry.spans import Recorder
+
+T = TypeVar("T")
 
 log = get_logger("run")
 
@@ -64,6 +67,12 @@ class Life:
         self.postmaster: Postmaster | None = None
         self.neighbours_stopped = False
 
+    @property
+    def is_primary(self) -> bool:
+        """Tell whether the current spec is a primary's."""
+        spec = self.compute.state.spec
+        return spec is not None and spec.is_primary
+
     def begin_end(self) -> None:
         """Turn away who waits for a spec to be applied, and stop the neighbours, who go before Postgres (02 §10.1)."""
         self.queue.close()
@@ -83,11 +92,9 @@ async def run(settings: Settings, host: Host, make_servers: MakeServers, *, span
         if os.getpid() == 1:
             root.start_soon(critical, compute, "reaper", reap_orphans)
         try:
-            config = await _unless_ending(compute, host)
-            if config is not None:
-                code = await _run_configured(life, config, make_servers)
-            else:
-                code = 0
+            config = await _unless_ending(compute, host.obtain_config)
+            # A signal that comes before the configuration leaves nothing to stop.
+            code = 0 if config is None else await _run_configured(life, config, make_servers)
         except ComputeError as error:
             failure = error
         root.cancel_scope.cancel()
@@ -96,9 +103,9 @@ async def run(settings: Settings, host: Host, make_servers: MakeServers, *, span
     return code
 
 
-async def _unless_ending(compute: Compute, host: Host) -> ComputeConfig | None:
-    """Return the configuration, or None when a signal came before it did."""
-    found: list[ComputeConfig] = []
+async def _unless_ending(compute: Compute, function: Callable[[], Awaitable[T]]) -> T | None:
+    """Return what the function returns, or None when a signal came before it did."""
+    results: list[T] = []
     failure: ComputeError | None = None
     async with trio.open_nursery() as nursery:
 
@@ -108,13 +115,13 @@ async def _unless_ending(compute: Compute, host: Host) -> ComputeConfig | None:
 
         nursery.start_soon(give_up)
         try:
-            found.append(await host.obtain_config())
+            results.append(await function())
         except ComputeError as error:
             failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-    return found[0] if found else None
+    return results[0] if results else None
 
 
 async def _run_configured(life: Life, config: ComputeConfig, make_servers: MakeServers) -> int:
@@ -123,7 +130,10 @@ async def _run_configured(life: Life, config: ComputeConfig, make_servers: MakeS
     if config.spec is not None:
         first = Job(parse_spec(config.spec))
         learn_spec(first.spec)
-        compute.apply(ev.SpecKnown(spec=first.spec, at=dt.datetime.now(dt.UTC)))
+        if compute.ending.value is None:
+            compute.apply(ev.SpecKnown(spec=first.spec, at=dt.datetime.now(dt.UTC)))
+    elif not compute.settings.lakebase_mode:
+        await _unless_ending(compute, life.host.warm_vm_memory)
     async with trio.open_nursery() as outer:
         servers = make_servers(compute, life.queue, config)
         await outer.start(_serve_critically, compute, servers)
@@ -153,6 +163,11 @@ async def live(life: Life, first: Job | None) -> None:
     """Take a compute from its spec to the end of its Postgres; cancelled by whatever ends it."""
     compute, host = life.compute, life.host
     job, began = (first, 0.0) if first is not None else await _first_job(life)
+    for warning in (
+        *job.spec.warnings,
+        *(f"{name} is not applied yet" for name in unapplied(job.spec, compute.settings)),
+    ):
+        log.warning("spec", about=warning)
     async with AsyncExitStack() as postgres:
         async with _starting(compute, job):
             await prepare_pgdata(compute, host, job.spec)
@@ -201,6 +216,8 @@ async def _serve_until_exit(life: Life, postmaster: Postmaster) -> None:
             services.start_soon(
                 critical, compute, "apply queue", serve_apply_queue, compute, life.host, postmaster, life.queue
             )
+            if life.is_primary:
+                services.start_soon(best_effort, "neon extension upgrade", life.host.upgrade_neon_extension)
             code = await postmaster.wait()
             log.warning("Postgres exited by itself", code=code)
             compute.end(Ending.POSTGRES_EXITED)
@@ -226,7 +243,7 @@ async def _final_sync(life: Life) -> ev.Terminated:
         compute.ending.value,
         compute.urgency.value,
         postgres_ran=life.postmaster is not None,
-        is_primary=parsed.is_primary,
+        is_primary=life.is_primary,
     ):
         return ev.Terminated()
     results: list[Lsn] = []

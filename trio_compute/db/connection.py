@@ -268,9 +268,10 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
             raise _WaitTimeout("wait timeout expired")
         except _CUT_SHORT:
             await self._come_to_rest()
-            with suppress(Exception):
-                gen.close()
             raise
+        finally:
+            with suppress(Exception):  # some generators still want to talk to the server
+                gen.close()
 
     async def _come_to_rest(self) -> None:
         """Cancel what runs on the server and drop what it still sends; hang up on pipelines and if that fails."""

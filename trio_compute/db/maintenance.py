@@ -45,6 +45,14 @@ async def read_catalog(connection: TrioConnection[tuple[object, ...]]) -> Catalo
     return Catalog(passwords, {str(name): str(owner) for name, owner in await databases.fetchall()})
 
 
+async def upgrade_neon_extension(connection: TrioConnection[tuple[object, ...]]) -> None:
+    """Update the neon extension if this database has it."""
+    installed = await connection.execute("SELECT 1 FROM pg_catalog.pg_extension WHERE extname = 'neon'")
+    if await installed.fetchone() is not None:
+        await connection.execute("ALTER EXTENSION neon UPDATE")
+        log.info("neon extension is up to date")
+
+
 async def execute_all(connection: TrioConnection[tuple[object, ...]], statements: Sequence[Statement]) -> None:
     """Execute statements one after another; raise PostgresError that names the first one to fail, without its SQL."""
     for statement in statements:

@@ -23,6 +23,14 @@ async def critical(compute: Compute, name: str, function: Callable[..., Awaitabl
         compute.crash(text)
 
 
+async def best_effort(name: str, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+    """Run a task whose failure is only logged."""
+    try:
+        await function(*args)
+    except Exception as error:  # noqa: BLE001  (nothing depends on this task, so any error of it is only worth a line)
+        log.warning("task failed", task=name, error=redact(cause_chain(error)))
+
+
 def _where(error: BaseException) -> str:
     """Return file and line of the innermost frame: enough to find a defect, too little to leak data."""
     trace = error.__traceback__

@@ -1,0 +1,182 @@
+"""A world behind the ports that does what it is told, on whatever clock runs."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from trio_compute.lifecycle.cell import Cell
+from trio_compute.lifecycle.compute import Compute
+from trio_compute.lifecycle.ending import Urgency
+from trio_compute.model.ids import Lsn
+from trio_compute.model.parsed import ParsedSpec
+from trio_compute.model.spec import ComputeConfig
+from trio_compute.ports import Host
+from trio_compute.postgres.postmaster import Postmaster
+from trio_compute.postgres.stop import stop_child
+from trio_compute.services.apply_queue import ApplyQueue
+from trio_compute.settings import Settings
+from trio_compute.storage.pageserver import Received
+
+COMMIT_LSN = Lsn.parse("0/16B5A50")
+
+
+class FakeChild:
+    """A process that ends some seconds after a signal, or never."""
+
+    def __init__(self, reactions: dict[signal.Signals, float] | None = None) -> None:
+        self.pid = 4711
+        self.returncode: int | None = None
+        self.reloads = 0
+        self.signals: list[tuple[float, signal.Signals]] = []
+        self.reactions = {signal.SIGINT: 0.5, signal.SIGQUIT: 0.1} if reactions is None else reactions
+        self._end_at = float("inf")
+        self._changed = trio.Event()
+
+    def send_signal(self, sig: signal.Signals) -> None:
+        if sig is signal.SIGHUP:
+            self.reloads += 1
+            return
+        self.signals.append((trio.current_time(), sig))
+        delay = 0.0 if sig is signal.SIGKILL else self.reactions.get(sig, float("inf"))
+        self.end(-9 if sig is signal.SIGKILL else 0, delay)
+
+    def end(self, code: int, delay: float = 0.0) -> None:
+        if trio.current_time() + delay < self._end_at:
+            self._end_at, self._code = trio.current_time() + delay, code
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def wait(self) -> int:
+        while self.returncode is None:
+            changed = self._changed
+            with trio.move_on_at(self._end_at):
+                await changed.wait()
+            if trio.current_time() >= self._end_at and self.returncode is None:
+                self.returncode = self._code
+        return self.returncode
+
+
+class FakeHost(Host):
+    """Every port takes `pace` seconds, fails as scripted in `failures`, and is noted in `calls`."""
+
+    def __init__(self, settings: Settings, config: ComputeConfig, *, pace: float = 0.01) -> None:
+        self.settings = settings
+        self.config = config
+        self.pace = pace
+        self.calls: list[str] = []
+        self.failures: dict[str, list[Exception | None]] = {}
+        self.synced_at: Lsn | None = COMMIT_LSN
+        self.slow: dict[str, float] = {}
+        self.child = FakeChild()
+        self.open_children = 0
+        self.pgdata_in_use = False
+        self.fail_next: Exception | None = None
+        self.written: list[ParsedSpec] = []
+
+    async def _port(self, name: str) -> None:
+        self.calls.append(name)
+        await trio.sleep(self.slow.get(name, self.pace))
+        if self.fail_next is not None:
+            failure, self.fail_next = self.fail_next, None
+            raise failure
+        script = self.failures.get(name)
+        if script and (scripted := script.pop(0)) is not None:
+            raise scripted
+
+    async def warm_up(self) -> None:
+        await self._port("warm_up")
+
+    async def warm_vm_memory(self) -> None:
+        await self._port("warm_vm_memory")
+
+    async def obtain_config(self) -> ComputeConfig:
+        await self._port("obtain_config")
+        return self.config
+
+    async def recreate_pgdata(self) -> None:
+        await self._port("recreate_pgdata")
+
+    async def write_postgresql_conf(self, parsed: ParsedSpec) -> None:
+        await self._port("write_postgresql_conf")
+        self.written.append(parsed)
+
+    async def write_override(self, text: str) -> None:
+        await self._port("lift_quota" if text else "restore_quota")
+
+    async def check_safekeepers(self, parsed: ParsedSpec) -> Lsn | None:
+        await self._port("check_safekeepers")
+        return self.synced_at
+
+    async def sync_safekeepers(self, parsed: ParsedSpec) -> Lsn:
+        assert self.open_children == 0, "a sync beside a running Postgres would evict it"
+        await self._port("sync_safekeepers")
+        return COMMIT_LSN
+
+    async def fetch_basebackup(self, parsed: ParsedSpec, lsn: Lsn, spans: object) -> Received:
+        self.pgdata_in_use = True
+        try:
+            await self._port("fetch_basebackup")
+        finally:
+            self.pgdata_in_use = False
+        return Received(compressed_bytes=1000, files=3)
+
+    async def clean_pgdata(self) -> None:
+        await self._port("clean_pgdata")
+
+    async def complete_pgdata(self, parsed: ParsedSpec) -> None:
+        await self._port("complete_pgdata")
+
+    @asynccontextmanager
+    async def open_postmaster(self, parsed: ParsedSpec, urgency: Cell[Urgency]) -> AsyncIterator[Postmaster]:
+        await self._port("open_postmaster")
+        postmaster = Postmaster(self.child, Path("/nowhere"))
+        self.open_children += 1
+        try:
+            yield postmaster
+        finally:
+            with trio.CancelScope(shield=True):
+                postmaster.exit = await stop_child(self.child, urgency, self.settings.deadlines)
+                self.open_children -= 1
+
+    async def wait_ready(self, postmaster: Postmaster) -> None:
+        await self._port("wait_ready")
+
+    async def apply_catalog(self, parsed: ParsedSpec) -> None:
+        await self._port("apply_catalog")
+
+    async def upgrade_neon_extension(self) -> None:
+        await self._port("upgrade_neon_extension")
+
+    def stop_neighbours(self) -> None:
+        self.calls.append("stop_neighbours")
+
+    async def log_backtraces(self) -> None:
+        await self._port("log_backtraces")
+
+
+class FakeServers:
+    """Servers without sockets; the test reaches the compute through them."""
+
+    def __init__(self) -> None:
+        self.ready = trio.Event()
+        self.drained = trio.Event()
+        self.drained_at: float | None = None
+
+    def __call__(self, compute: Compute, queue: ApplyQueue, config: ComputeConfig) -> FakeServers:
+        self.compute = compute
+        self.queue = queue
+        return self
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        self.ready.set()
+        await self.drained.wait()
+
+    def drain(self) -> None:
+        self.drained_at = trio.current_time()
+        self.drained.set()
