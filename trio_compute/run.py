@@ -6,6 +6,7 @@ import datetime as dt
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Protocol, TypeVar
 
 import trio
@@ -133,7 +134,7 @@ async def _run_configured(life: Life, config: ComputeConfig, make_servers: MakeS
         if compute.ending.value is None:
             compute.apply(ev.SpecKnown(spec=first.spec, at=dt.datetime.now(dt.UTC)))
     elif not compute.settings.lakebase_mode:
-        await _unless_ending(compute, life.host.warm_vm_memory)
+        await _unless_ending(compute, partial(best_effort, "memory warm-up", life.host.warm_vm_memory))
     async with trio.open_nursery() as outer:
         servers = make_servers(compute, life.queue, config)
         await outer.start(_serve_critically, compute, servers)
@@ -232,7 +233,7 @@ async def wind_down(life: Life) -> ev.Terminated:
     terminated = await _final_sync(life)
     compute.finish(terminated)
     if life.postmaster is not None:
-        await _unless_pressed(compute, life.host.log_backtraces)
+        await _unless_pressed(compute, partial(best_effort, "core dumps", life.host.log_backtraces))
     return terminated
 
 

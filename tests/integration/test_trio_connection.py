@@ -14,6 +14,7 @@ import tempfile
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -430,6 +431,12 @@ async def test_cancelling_a_pipeline_closes_its_connection_and_stops_the_server(
             assert connection.closed or delay == 0
         async with open_connection(target) as connection:
             with trio.move_on_after(delay) as scope:
+                async with connection.pipeline():
+                    await connection.execute("SELECT pg_sleep(20)")
+            assert scope.cancelled_caught
+            assert connection.closed
+        async with open_connection(target) as connection:
+            with trio.move_on_after(delay) as scope:
                 await connection.cursor().executemany("SELECT pg_sleep(%s)", [(20,)] * 3)
             assert scope.cancelled_caught
             assert connection.closed or delay == 0
@@ -463,6 +470,18 @@ async def test_a_backend_that_is_terminated_is_an_error_and_leaves_nothing(
         nursery.start_soon(ask)
         await trio.sleep(0.1)
         await observer.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+
+
+async def test_a_backend_that_is_terminated_in_a_pipeline_is_an_error(
+    target: Target, observer: TrioConnection[tuple[object, ...]]
+) -> None:
+    async with nothing_left(observer), open_connection(target) as connection:
+        with pytest.raises(psycopg.OperationalError):  # noqa: PT012
+            async with connection.pipeline() as pipeline:
+                await connection.execute("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(20)")
+                await pipeline.sync()
+        with pytest.raises(psycopg.OperationalError):
+            await connection.execute("SELECT 1")
 
 
 async def test_cancelling_at_random_moments_leaves_nothing(
@@ -581,29 +600,41 @@ async def test_a_refused_connection_an_unknown_database_and_host_are_connect_fai
     assert open_files() == before - 1
 
 
-@pytest.mark.parametrize(("key", "seconds"), [(False, 0.0), (True, 0.3)])
-async def test_a_server_that_cannot_cancel_is_hung_up_on(key: bool, seconds: float) -> None:
-    hung_up = trio.Event()
+async def be_deaf(stream: trio.SocketStream, key: bool) -> None:
+    """Log in anyone, then answer nothing, cancel requests included."""
+    async with stream:
+        first = await stream.receive_some()
+        if struct.unpack_from("!i", first, 4)[0] == 80877102:  # a cancel request
+            return
+        await stream.send_all(greeting(key))
+        while await stream.receive_some():
+            pass
 
-    async def ignore(stream: trio.SocketStream) -> None:
-        async with stream:
-            first = await stream.receive_some()
-            if struct.unpack_from("!i", first, 4)[0] == 80877102:  # a cancel request
-                return
-            await stream.send_all(greeting(key))
-            while await stream.receive_some():
-                pass
-            hung_up.set()
 
-    async with serving(ignore) as deaf, open_connection(deaf) as connection:
-        connection.cancel_seconds = 0.3
-        with trio.move_on_after(0.05):
+@pytest.mark.parametrize(("key", "cancel_seconds"), [(False, 60), (True, 0.3)])
+async def test_a_server_that_cannot_cancel_is_hung_up_on(key: bool, cancel_seconds: float) -> None:
+    async with serving(partial(be_deaf, key=key)) as deaf, open_connection(deaf) as connection:
+        connection.cancel_seconds = cancel_seconds
+        started = trio.current_time()
+        with trio.move_on_after(0.05) as scope:
             await connection.execute("SELECT 1")
-        since = trio.current_time()
+        assert scope.cancelled_caught
         assert connection.closed
+        assert trio.current_time() - started < 0.6
+
+
+async def test_hanging_up_wakes_a_task_that_waits() -> None:
+    async with serving(partial(be_deaf, key=False)) as deaf, trio.open_nursery() as nursery:
+        connection = await TrioConnection.connect(deaf)
+
+        async def ask() -> None:
+            with pytest.raises(psycopg.OperationalError, match="closed or used by another task"):
+                await connection.execute("SELECT 1")
+
+        nursery.start_soon(ask)
+        await trio.sleep(0.05)
         with trio.fail_after(1):
-            await hung_up.wait()
-        assert trio.current_time() - since < 0.2
+            await connection.close()
 
 
 async def test_a_server_that_drops_the_connection_is_an_error() -> None:

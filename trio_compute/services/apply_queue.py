@@ -40,6 +40,11 @@ class Job:
         if self._outcome.value is None:
             self._outcome.set(outcome)
 
+    @property
+    def settled(self) -> bool:
+        """Tell whether the outcome is known."""
+        return self._outcome.value is not None
+
     async def outcome(self) -> Outcome:
         """Wait for the outcome."""
         outcome = await self._outcome.wait_for(lambda outcome: outcome is not None)

@@ -1,0 +1,125 @@
+"""Both HTTP servers on loopback ports of their own, and a compute whose other tasks are played by the test."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+import trio
+
+from tests.component.http.tokens import COMPUTE_ID, ED25519_JWK, bearer
+from tests.fakes import specs
+from trio_compute.http.exchange import App
+from trio_compute.http.serve import serve_app
+from trio_compute.http.servers import HttpServers
+from trio_compute.http.sockets import bind_sockets
+from trio_compute.lifecycle import events as ev
+from trio_compute.lifecycle.compute import Compute
+from trio_compute.lifecycle.status import Status
+from trio_compute.model.ids import Lsn
+from trio_compute.services.apply_queue import ApplyQueue, Job
+from trio_compute.settings import Deadlines
+
+STARTED_AT = dt.datetime(2026, 3, 4, 5, 6, 7, tzinfo=dt.UTC)
+FLUSH_LSN = Lsn.parse("0/169AD58")
+PATIENCE_SECONDS = 10.0
+_GOOD: Any = object()
+
+
+def configure_body(**changes: Any) -> bytes:
+    """Return a body for `/configure`; a change to `...` leaves that member of the spec out."""
+    spec = {name: value for name, value in specs.spec_dict(**changes).items() if value is not ...}
+    return msgspec.json.encode({"spec": spec, "compute_ctl_config": {"jwks": {"keys": []}}})
+
+
+def bring_to(compute: Compute, status: Status, **spec_changes: Any) -> None:
+    """Lead a fresh compute to a status along the table."""
+    known = ev.SpecKnown(spec=specs.parsed(**spec_changes), at=STARTED_AT)
+    running = [known, ev.Started()]
+    paths: dict[Status, list[ev.Event]] = {
+        Status.EMPTY: [],
+        Status.CONFIGURATION_PENDING: [*running, ev.ApplyQueued()],
+        Status.INIT: [known],
+        Status.CONFIGURATION: [*running, ev.ApplyQueued(), ev.ApplyBegan()],
+        Status.FAILED: [known, ev.StartFailed(error="could not start")],
+        Status.REFRESH_CONFIGURATION_PENDING: [*running, ev.RefreshRequested()],
+        Status.REFRESH_CONFIGURATION: [*running, ev.RefreshRequested(), ev.RefreshBegan()],
+    }
+    for event in paths.get(status, running):
+        compute.apply(event)
+    compute.postgres_running = status not in {Status.EMPTY, Status.INIT, Status.FAILED, Status.TERMINATED}
+    if status is Status.TERMINATION_PENDING_IMMEDIATE:
+        compute.request_termination(immediate=True)
+    elif status in {Status.TERMINATION_PENDING_FAST, Status.TERMINATED}:
+        compute.request_termination(immediate=False)
+    if status is Status.TERMINATED:
+        compute.finish(ev.Terminated(flush_lsn=FLUSH_LSN))
+    assert compute.state.status is status
+
+
+class World:
+    """Hold the servers of one compute and play the rest of the program."""
+
+    def __init__(self, compute: Compute, queue: ApplyQueue, servers: HttpServers, ports: tuple[int, int]) -> None:
+        self.compute = compute
+        self.queue = queue
+        self.servers = servers
+        self.port, self.internal_port = ports
+
+    @property
+    def status(self) -> Status:
+        return self.compute.state.status
+
+    def client(self, token: str | None = _GOOD, *, internal: bool = False) -> httpx.AsyncClient:
+        """Return a client whose requests carry a good token, another one, or none."""
+        headers = {} if token is None else bearer() if token is _GOOD else bearer(token)
+        return http_client(self.internal_port if internal else self.port, headers)
+
+    async def take_job(self) -> Job:
+        """Take the next job as the applying task does."""
+        job = await self.queue.next()
+        self.compute.apply(ev.ApplyBegan())
+        return job
+
+    def finish_termination(self, terminated: ev.Terminated) -> None:
+        """Say that Postgres is gone, as winding down does."""
+        self.compute.postgres_running = False
+        self.queue.close()
+        self.compute.finish(terminated)
+
+
+def http_client(port: int, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=PATIENCE_SECONDS, trust_env=False
+    )
+
+
+@asynccontextmanager
+async def open_world(
+    status: Status = Status.RUNNING,
+    *,
+    keys: Iterable[dict[str, Any]] = (ED25519_JWK,),
+    drain_seconds: float = 1.0,
+    spec_changes: dict[str, Any] | None = None,
+    **settings_changes: Any,
+) -> AsyncIterator[World]:
+    """Serve a compute that has a status; at the end both servers must drain within their limit."""
+    changes = {"compute_id": COMPUTE_ID, "external_http_port": 0, "internal_http_port": 0, **settings_changes}
+    settings = specs.settings(deadlines=Deadlines(drain=drain_seconds), **changes)
+    compute, queue = Compute(settings), ApplyQueue()
+    bring_to(compute, status, **(spec_changes or {}))
+    config = specs.config(compute_ctl_config={"jwks": {"keys": [*keys]}})
+    sockets = bind_sockets(settings)
+    servers = HttpServers(sockets, compute, queue, config)
+    ports = (sockets.external_port, sockets.internal_port)
+    async with ends_within(PATIENCE_SECONDS + 50), trio.open_nursery() as nursery:
+        await nursery.start(servers.serve)
+        yield World(compute, queue, servers, ports)
+        servers.drain()
+        nursery.start_soon(_complain_after, drain_seconds + PATIENCE_SECONDS)
+        nursery.start_soon(_quiet_when_done, servers, nursery)
