@@ -30,9 +30,7 @@ def steps_of(scenario: Callable[[], Awaitable[None]]) -> int:
     return play_disturbed(scenario, None, lambda: None).steps
 
 
-def play_disturbed(
-    scenario: Callable[[], Awaitable[None]], at: int | None, disturb: Callable[[], None]
-) -> StepCounter:
+def play_disturbed(scenario: Callable[[], Awaitable[None]], at: int | None, disturb: Callable[[], None]) -> StepCounter:
     """Run a scenario on a clock of its own that jumps over every wait, and disturb it at a step."""
     counter = StepCounter(at, disturb)
     trio.run(

@@ -224,7 +224,10 @@ def test_a_boolean_is_true_or_false(name: str, value: object) -> None:
             "$.pageserver_connection_info.prefer_protocol",
         ),
         ({"delta_operations": [{"action": "delete_db"}]}, "$.delta_operations[0]"),
-        ({"cluster": {"roles": [{"name": "a", "options": [{"name": 1}]}], "databases": []}}, "$.cluster.roles[0].options[0].name"),
+        (
+            {"cluster": {"roles": [{"name": "a", "options": [{"name": 1}]}], "databases": []}},
+            "$.cluster.roles[0].options[0].name",
+        ),
         ({"cluster": []}, "$.cluster"),
     ],
     ids=str,
@@ -281,7 +284,7 @@ def test_the_order_of_pgbouncer_settings_is_kept() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"nonsense", b"{} {}", b"\xff", b'"\xff"', b'{"a": NaN}', b'{"a": Infinity}', b"'", b'{"a": "\x01"}'],
+    [b"", b"{", b"nonsense", b'{"compute_ctl_config": {"jwks": {"keys": []}}} {}', b"\xff", b'{"\xff": 1}', b'{"a": NaN}', b'{"a": Infinity}', b"'", b'{"a": "\x01"}'],
 )
 def test_bytes_that_are_not_json_are_called_malformed(data: bytes) -> None:
     with pytest.raises(MalformedJson):

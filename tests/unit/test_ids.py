@@ -92,7 +92,9 @@ def test_every_16_bytes_in_hex_are_an_id(data: bytes) -> None:
     assert is_hex_id(data.hex().upper())
 
 
-@pytest.mark.parametrize(("number", "count", "text"), [(0, 0, "0000"), (1, 2, "0102"), (11, 16, "0b10"), (0, 1, "0001")])
+@pytest.mark.parametrize(
+    ("number", "count", "text"), [(0, 0, "0000"), (1, 2, "0102"), (11, 16, "0b10"), (0, 1, "0001")]
+)
 def test_a_shard_index_is_number_byte_then_count_byte(number: int, count: int, text: str) -> None:
     assert shard_index(number, count) == text
 

@@ -6,6 +6,7 @@ import datetime as dt
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -117,9 +118,44 @@ async def open_world(
     sockets = bind_sockets(settings)
     servers = HttpServers(sockets, compute, queue, config)
     ports = (sockets.external_port, sockets.internal_port)
-    async with ends_within(PATIENCE_SECONDS + 50), trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         await nursery.start(servers.serve)
         yield World(compute, queue, servers, ports)
         servers.drain()
-        nursery.start_soon(_complain_after, drain_seconds + PATIENCE_SECONDS)
-        nursery.start_soon(_quiet_when_done, servers, nursery)
+        nursery.cancel_scope.deadline = trio.current_time() + drain_seconds + PATIENCE_SECONDS
+    assert not nursery.cancel_scope.cancelled_caught, "the servers did not end"
+
+
+class ServedApp:
+    """Hold one application that is served alone."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.drain = trio.Event()
+        self.ended = trio.Event()
+
+
+@asynccontextmanager
+async def open_app(app: App, *, drain_seconds: float = 1.0, **limits: float) -> AsyncIterator[ServedApp]:
+    """Serve any ASGI application as the compute's are served; drained at the end, or earlier by `drain`."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        served = ServedApp(listening.getsockname()[1])
+        serve = partial(serve_app, app, [listening], draining=served.drain.wait, drain_seconds=drain_seconds, **limits)
+
+        async def serve_to_the_end(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            await serve(task_status=task_status)
+            served.ended.set()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_to_the_end)
+            yield served
+            served.drain.set()
+            nursery.cancel_scope.deadline = trio.current_time() + drain_seconds + PATIENCE_SECONDS
+        assert not nursery.cancel_scope.cancelled_caught, "the server did not end"
+
+
+async def stands(condition: Callable[[], bool]) -> None:
+    """Wait for something that announces itself to nobody, such as the kernel's list of our sockets."""
+    with trio.fail_after(PATIENCE_SECONDS):
+        while not condition():
+            await trio.sleep(0.005)
