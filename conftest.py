@@ -26,7 +26,7 @@ def _forget_secrets() -> Iterator[None]:
 
 @pytest.fixture
 def public_tmp() -> Iterator[Path]:
-    """Return a fresh directory that Postgres' user can pass through (pytest's own are private), in memory if possible."""
+    """Return a fresh directory that Postgres' user can pass through, unlike pytest's own; in memory if possible."""
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/var/tmp"
     directory = Path(tempfile.mkdtemp(prefix="trio-compute-test-", dir=base))
     directory.chmod(0o755)

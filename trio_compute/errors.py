@@ -65,4 +65,6 @@ def cause_chain(error: BaseException) -> str:
 def _own_text(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(dict.fromkeys(cause_chain(inner) for inner in error.exceptions))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).strip() or type(error).__name__

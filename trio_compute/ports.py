@@ -7,6 +7,8 @@ from pathlib import Path
 
 import trio
 
+from trio_compute.db.target import Target
+from trio_compute.errors import SpecError
 from trio_compute.host.core_dumps import log_backtraces
 from trio_compute.host.files import write_atomically
 from trio_compute.host.neighbours import stop_neighbours
@@ -37,6 +39,7 @@ class Host:
         self.settings = settings
         self.run_as: RunAs = resolve_run_as(settings.run_as)
         self.pgbin: Path = resolve_pgbin(settings.pgbin)
+        _check_connstr(settings.connstr)
 
     async def warm_up(self) -> None:
         """Import the storage clients in a worker thread; they are needed next and take long to load."""
@@ -162,6 +165,15 @@ class Host:
             internal_http_port=self.settings.internal_http_port,
             strict_overcommit=_strict_overcommit(),
         )
+
+
+def _check_connstr(connstr: str) -> None:
+    if "://" not in connstr:
+        raise SpecError("cannot parse connstr as a URL")
+    try:
+        Target.parse(connstr)
+    except SpecError as error:
+        raise SpecError(f"cannot build postgres config from connstr: {error}") from None
 
 
 def _import_storage_clients() -> None:

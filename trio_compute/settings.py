@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 
@@ -28,10 +28,12 @@ LIBPQ_VARIABLES = frozenset(
         *("SSLROOTCERT", "SSLCRL", "SSLCRLDIR", "SSLSNI", "REQUIREPEER", "REQUIREAUTH", "KRBSRVNAME", "GSSENCMODE"),
         *("GSSLIB", "GSSDELEGATION", "CONNECT_TIMEOUT", "CLIENTENCODING", "TARGETSESSIONATTRS", "LOADBALANCEHOSTS"),
         *("SYSCONFDIR", "LOCALEDIR", "CHANNELBINDING", "MINPROTOCOLVERSION", "MAXPROTOCOLVERSION", "DATESTYLE", "TZ"),
-        "GEQO",
+        *("GEQO", "SSLMINPROTOCOLVERSION", "SSLMAXPROTOCOLVERSION"),
     )
 )
 
+_NUMBER = re.compile(r"\A[0-9]{1,20}\Z")
+_LONGEST_USAGE_ERROR = 300
 _PRIVILEGED_ROLE = re.compile(r"\A[a-z_]+\Z")
 
 
@@ -110,15 +112,24 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def secrets(self) -> tuple[str, ...]:
         """Return the values that must never be printed."""
-        password = urlsplit(self.connstr).password if "://" in self.connstr else None
-        return tuple(s for s in (self.control_plane_token, self.pgbouncer_password, password) if s)
+        return tuple(s for s in (self.control_plane_token, self.pgbouncer_password, *_passwords(self.connstr)) if s)
+
+
+def _passwords(url: str) -> tuple[str, ...]:
+    try:
+        password = urlsplit(url).password or ""
+    except ValueError:
+        return ()
+    return password, unquote(password)
 
 
 class _Parser(argparse.ArgumentParser):
     """Raise instead of printing, so that one place decides how a usage error looks and ends."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(message)
+        # argparse repeats what it does not understand, which may be the JSON of a spec after a mistyped --spec.
+        shown, brace, _ = message.partition("{")
+        raise UsageError((shown + ("{…" if brace else ""))[:_LONGEST_USAGE_ERROR])
 
 
 def add_arguments(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
@@ -275,17 +286,17 @@ def _ports(args: argparse.Namespace) -> tuple[int, int]:
 
 def _basebackup_retries(environ: Mapping[str, str]) -> int:
     text = environ.get("NEON_COMPUTE_TESTING_BASEBACKUP_RETRIES", "")
-    return int(text) if text.isascii() and text.isdigit() and int(text) <= 65535 else 10
+    return int(text) if _NUMBER.match(text) and int(text) <= 65535 else 10
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
+    if _NUMBER.match(text) is None or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
     return int(text)
 
 
 def _unsigned(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) >= 2**64:
+    if _NUMBER.match(text) is None or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"{text!r} is not an unsigned integer")
     return int(text)
 

@@ -16,11 +16,11 @@ from trio_compute.embedded.world import Addresses, World, base_settings, free_po
 class Rig:
     """Own a world with its services."""
 
-    def __init__(self, world: World, addresses: Addresses) -> None:
+    def __init__(self, world: World, addresses: Addresses, answers: dict[str, dict[str, Any]]) -> None:
         self.world = world
         self.addresses = addresses
         self.ports = Ports(free_port(), free_port(), free_port())
-        self.answers: dict[str, dict[str, Any]] = {}
+        self.answers = answers
         self.log_path = world.directory / "compute.log"
 
     @property

@@ -49,8 +49,9 @@ def world(seeded_world: Path, major: int, public_tmp: Path) -> World:
 @pytest.fixture
 async def rig(world: World) -> AsyncIterator[Rig]:
     """Run the embedded services and make computes on demand; nothing of them may be left at the end."""
-    async with open_services(world, answer=lambda compute_id: rig.answers.get(compute_id)) as addresses:
-        rig = Rig(world, addresses)
+    answers: dict[str, dict[str, Any]] = {}
+    async with open_services(world, answer=answers.get) as addresses:
+        rig = Rig(world, addresses, answers)
         yield rig
     assert rig.leftovers() == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,7 +161,7 @@ async def test_root_runs_postgres_as_an_ordinary_user(rig: Rig) -> None:
         await child.reach("running")
         uid, gid = rig.world.run_as.owner or (0, 0)
         pid = (rig.world.pgdata / "postmaster.pid").read_text().splitlines()[0]
-        stat = os.stat(f"/proc/{pid}")
+        stat = Path(f"/proc/{pid}").stat()
         assert (stat.st_uid, stat.st_gid) == (uid, gid) != (0, 0)
         strangers = [path for path in rig.world.pgdata.rglob("*") if path.lstat().st_uid != uid]
         assert strangers == []

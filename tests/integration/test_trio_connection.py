@@ -21,7 +21,8 @@ import psycopg
 import pytest
 import trio
 
-from trio_compute.db.connection import ConnectFailed, Target, TrioConnection, open_connection
+from trio_compute.db.connection import ConnectFailed, TrioConnection, open_connection
+from trio_compute.db.target import Target
 from trio_compute.errors import ComputeError, SpecError, cause_chain
 
 pytestmark = pytest.mark.postgres
@@ -85,7 +86,7 @@ async def backends(observer: TrioConnection[tuple[object, ...]]) -> list[tuple[o
 
 async def wait_until(condition: Callable[[], Awaitable[bool]]) -> None:
     with trio.fail_after(5):
-        while not await condition():  # noqa: ASYNC110 (the condition is another process's)
+        while not await condition():
             await trio.sleep(0.01)
 
 

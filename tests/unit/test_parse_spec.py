@@ -119,7 +119,9 @@ def test_several_shards_need_a_stripe_size() -> None:
 
 
 def test_255_shards_fit_and_256_do_not() -> None:
-    assert parsed_spec(pageserver_connstring=",".join(["p://x"] * 255), shard_stripe_size=1).pageservers.shard_count == 255
+    assert (
+        parsed_spec(pageserver_connstring=",".join(["p://x"] * 255), shard_stripe_size=1).pageservers.shard_count == 255
+    )
     assert "256" in refusal(pageserver_connstring=",".join(["p://x"] * 256), shard_stripe_size=1)
 
 
@@ -265,12 +267,16 @@ def test_the_first_pageserver_must_have_a_url_of_the_preferred_protocol(url: str
     second = [pageserver(url, grpc_url="grpc://x"), pageserver("p://good")]
     broken = info([pageserver("p://0", grpc_url="grpc://0")], second)
     assert refusal(pageserver_connection_info=broken) == "no libpq_url for shard 0102"
-    broken = info([pageserver("p://0", grpc_url="grpc://0")], [pageserver("p://1", grpc_url=url)], prefer_protocol="grpc")
+    broken = info(
+        [pageserver("p://0", grpc_url="grpc://0")], [pageserver("p://1", grpc_url=url)], prefer_protocol="grpc"
+    )
     assert refusal(pageserver_connection_info=broken) == "no grpc_url for shard 0102"
 
 
 def test_a_grpc_only_tenant_is_accepted_when_it_prefers_grpc() -> None:
-    parsed = parsed_spec(pageserver_connection_info=info([pageserver(None, grpc_url="grpc://x")], count=0, prefer_protocol="grpc"))
+    parsed = parsed_spec(
+        pageserver_connection_info=info([pageserver(None, grpc_url="grpc://x")], count=0, prefer_protocol="grpc")
+    )
     assert shard_zero_url(parsed.pageservers) == "grpc://x"
 
 
@@ -364,7 +370,9 @@ STRANGE = st.one_of(
     st.integers(-(2**70), 2**70),
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(max_size=12),
-    st.sampled_from(["", ",", "g#1:", "g#1:a:1,", "a:1,b:2", "[::1]:5", "0/0", "F" * 32, "9" * 4400, "\0", "p://a,p://b"]),
+    st.sampled_from(
+        ["", ",", "g#1:", "g#1:a:1,", "a:1,b:2", "[::1]:5", "0/0", "F" * 32, "9" * 4400, "\0", "p://a,p://b"]
+    ),
     st.just([]),
     st.just({}),
     st.just([{"name": "neon.stripe_size", "value": "9" * 4400, "vartype": "integer"}]),

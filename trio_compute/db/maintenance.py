@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 import psycopg
 
-from trio_compute.db.connection import Target, TrioConnection, open_connection
+from trio_compute.db.connection import TrioConnection, open_connection
+from trio_compute.db.target import Target
 from trio_compute.errors import PostgresError
 from trio_compute.plan.catalog import Catalog, Statement
 from trio_compute.storage.texts import brief

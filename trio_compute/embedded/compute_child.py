@@ -41,7 +41,9 @@ class ComputeChild:
         self._log_path = log_path
         self._external = f"http://127.0.0.1:{ports.external}"
         self._internal = f"http://127.0.0.1:{ports.internal}"
-        self._client = httpx.AsyncClient(trust_env=False, headers={"authorization": f"Bearer {token}"}, timeout=HTTP_TIMEOUT_SECONDS)
+        self._client = httpx.AsyncClient(
+            trust_env=False, headers={"authorization": f"Bearer {token}"}, timeout=HTTP_TIMEOUT_SECONDS
+        )
 
     @property
     def external_url(self) -> str:

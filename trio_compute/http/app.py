@@ -16,6 +16,8 @@ from trio_compute.http.routes.terminate import terminate
 from trio_compute.telemetry.logging import get_logger
 
 BODY_TIMEOUT_SECONDS = 60
+# Quart takes this limit when a request arrives, before its handler is known; the largest of all routes.
+MAX_BODY_BYTES = 32 * 1024 * 1024
 
 Handler = Callable[[Context, Request], Awaitable[Response]]
 
@@ -25,7 +27,12 @@ log = get_logger("http")
 def make_external_app(context: Context) -> QuartTrio:
     """Return the application with its handlers; slow to import, so only ever called from a worker thread."""
     app = QuartTrio("trio_compute", static_folder=None)
-    app.config.update(RESPONSE_TIMEOUT=None, BODY_TIMEOUT=BODY_TIMEOUT_SECONDS, PROVIDE_AUTOMATIC_OPTIONS=False)
+    app.config.update(
+        RESPONSE_TIMEOUT=None,
+        BODY_TIMEOUT=BODY_TIMEOUT_SECONDS,
+        MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
+        PROVIDE_AUTOMATIC_OPTIONS=False,
+    )
     app.url_map.strict_slashes = False
     app.url_map.redirect_defaults = False
     _add(app, context, "/configure", configure)
@@ -51,4 +58,4 @@ def _add(app: QuartTrio, context: Context, path: str, handler: Handler) -> None:
 
 
 def _problem_response(problem: Problem) -> Response:
-    return Response(problem.body(), status=problem.status, content_type=CONTENT_TYPE)
+    return Response(problem.log_and_encode(), status=problem.status, content_type=CONTENT_TYPE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import urlsplit
 
 import trio
 from msgspec import Struct
@@ -31,6 +32,22 @@ class Route(Struct, frozen=True):
     read: Callable[[], bytes] | None = None
 
 
+class _Reply:
+    """Send the one answer of a request, marked with its id."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self.request_id = request_id
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            kept = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
+            message = {**message, "headers": [*kept, (b"x-request-id", self.request_id.encode())]}
+        await self._send(message)
+
+
 class Front:
     """Be the ASGI application of one server."""
 
@@ -46,32 +63,33 @@ class Front:
         if scope["type"] != "http":
             raise RuntimeError(f"no support for ASGI {scope['type']}")
         headers = {name.lower(): value for name, value in scope["headers"]}
-        request_id = _request_id(headers.get(b"x-request-id"))
-        started, status = time.monotonic(), 0
-
-        async def send_marked(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                kept = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
-                message = {**message, "headers": [*kept, (b"x-request-id", request_id.encode())]}
-            await send(message)
-
-        token = bound_ids.set({"request_id": request_id})
+        reply = _Reply(send, _request_id(headers.get(b"x-request-id")))
+        started = time.monotonic()
+        token = bound_ids.set({"request_id": reply.request_id})
         try:
-            if has_body(scope):
-                await exchange(lambda s, r, w: self._answer(s, headers, r, w), scope, receive, send_marked)
-            else:
-                await self._answer(scope, headers, receive, send_marked)
+            await self._answer_whatever_happens(scope, headers, receive, reply)
         finally:
             milliseconds = round((time.monotonic() - started) * 1000, 1)
             # Test suites of control planes look for the text up to the path.
-            request = f"request{{method={scope['method']} uri={_uri(scope)} request_id={request_id}}}"
+            request = f"request{{method={scope['method']} uri={_uri(scope)} request_id={reply.request_id}}}"
             bound_ids.reset(token)
-            log.info(request, code=status or "none", latency_ms=milliseconds)
+            log.info(request, code=reply.status or "none", latency_ms=milliseconds)
+
+    async def _answer_whatever_happens(
+        self, scope: Message, headers: Mapping[bytes, bytes], receive: Receive, reply: _Reply
+    ) -> None:
+        try:
+            if has_body(scope):
+                await exchange(lambda s, r, w: self._answer(s, headers, r, w), scope, receive, reply.send)
+            else:
+                await self._answer(scope, headers, receive, reply.send)
+        except Exception as error:  # noqa: BLE001  (a defect must not drop the connection without an answer)
+            log.error("handler failed", path=scope["path"], error=cause_chain(error))
+            if reply.status is None:
+                await _send_problem(reply.send, Problem(500, "internal error"))
 
     async def _answer(self, scope: Message, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
-        route = self._routes.get(scope["path"])
+        route = self._routes.get(_path(scope))
         if route is None:
             await _send(send, 404, b"")
             return
@@ -79,16 +97,12 @@ class Front:
             await _send(send, 405, b"", [(b"allow", ",".join(_methods(route)).encode())])
             return
         try:
-            await self._authorize(route, headers)
-            if route.read is not None:
-                await _send(send, 200, route.read())
-                return
+            self._authorize(route, headers)
         except Problem as problem:
-            await _send(send, problem.status, problem.body())
+            await _send_problem(send, problem)
             return
-        except Exception as error:  # noqa: BLE001  (a defect must not drop the connection without an answer)
-            log.error("handler failed", path=scope["path"], error=cause_chain(error))
-            await _send(send, 500, Problem(500, "internal error").body())
+        if route.read is not None:
+            await _send(send, 200, route.read())
             return
         app = await self._load()
         if has_body(scope):
@@ -96,7 +110,7 @@ class Front:
         else:
             await exchange(app, scope, receive, send)
 
-    async def _authorize(self, route: Route, headers: Mapping[bytes, bytes]) -> None:
+    def _authorize(self, route: Route, headers: Mapping[bytes, bytes]) -> None:
         if self._authorizer is None or not route.needs_token:
             return
         value = headers.get(b"authorization")
@@ -119,6 +133,16 @@ def _uri(scope: Message) -> str:
     path = scope["raw_path"].decode("latin-1")
     query = scope["query_string"].decode("latin-1")
     return f"{path}?{query}" if query else path
+
+
+def _path(scope: Message) -> str:
+    path: str = scope["path"]
+    # A client may name the whole URL, as it does to a proxy (RFC 9112 §3.2.2).
+    return path if path.startswith("/") else urlsplit(path).path
+
+
+async def _send_problem(send: Send, problem: Problem) -> None:
+    await _send(send, problem.status, problem.log_and_encode())
 
 
 async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> None:

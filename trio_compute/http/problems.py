@@ -6,9 +6,12 @@ from trio_compute.errors import SpecError
 from trio_compute.lifecycle.transitions import IllegalTransition
 from trio_compute.model.decode import MalformedJson, encode
 from trio_compute.model.responses import ErrorResponse
+from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import redact
 
 CONTENT_TYPE = "application/json"
+
+log = get_logger("http")
 
 
 class Problem(Exception):
@@ -18,8 +21,10 @@ class Problem(Exception):
         super().__init__(text)
         self.status = status
 
-    def body(self) -> bytes:
-        """Return the JSON body, without secrets."""
+    def log_and_encode(self) -> bytes:
+        """Log the problem, as is the rule for all, and return its JSON body without secrets."""
+        note = log.error if self.status >= 500 else log.info
+        note("request refused", code=self.status, error=self)
         return encode(ErrorResponse(error=redact(str(self))))
 
 

@@ -19,6 +19,9 @@ from trio_compute.model.spec import (
 )
 
 _GENERATION_PREFIX = re.compile(r"\Ag#\d+:")
+_HOST = re.compile(r"\A[^\s,/@?#\[\]]+\Z")
+_PORT = re.compile(r"\A[0-9]{1,5}\Z")
+_U32 = re.compile(r"\A[0-9]{1,10}\Z")
 _RENAMES = frozenset({"rename_db", "rename_role"})
 
 
@@ -100,9 +103,9 @@ def split_host_port(entry: str, *, what: str) -> tuple[str, int]:
     """Split `host:port`, an IPv6 host in brackets; raise SpecError naming the entry (07 S-13)."""
     host, colon, port_text = entry.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") and host.endswith("]") else host
-    port = int(port_text) if port_text.isascii() and port_text.isdigit() else 0
-    if not colon or not bare or (":" in bare and bare == host) or not 1 <= port <= 65535:
-        raise SpecError(f"{what} {entry!r} is not host:port")
+    port = int(port_text) if _PORT.match(port_text) else 0
+    if not colon or _HOST.match(bare) is None or (":" in bare and bare == host) or not 1 <= port <= 65535:
+        raise SpecError(f"{what} {entry[:80]!r} is not host:port")
     return bare, port
 
 
@@ -123,14 +126,15 @@ def _contradictions(spec: ComputeSpec, chosen: PageserverConnectionInfo) -> tupl
     """Compare the two ways of naming pageservers; control planes send both, so a difference is only worth a warning."""
     if spec.pageserver_connection_info is None or not spec.pageserver_connstring:
         return ()
-    first_urls = {entry.pageservers[0].libpq_url for entry in chosen.shards.values() if entry.pageservers}
-    if first_urls == {part.strip() for part in spec.pageserver_connstring.split(",")}:
+    shards = [chosen.shards[shard_index(n, chosen.shard_count)] for n in range(max(1, chosen.shard_count))]
+    first_urls = [shard.pageservers[0].libpq_url for shard in shards]
+    if first_urls == [part.strip() for part in spec.pageserver_connstring.split(",")]:
         return ()
     return ("pageserver_connection_info and pageserver_connstring disagree; the former is used",)
 
 
 def _stripe_size(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) >= 2**32:
+    if _U32.match(text) is None or int(text) >= 2**32:
         raise SpecError(f"invalid neon.stripe_size: {text[:40]!r} is not a 32-bit integer")
     return int(text)
 

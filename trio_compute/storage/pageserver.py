@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 from msgspec import Struct
 
+from trio_compute.db.target import Target
 from trio_compute.errors import ComputeError, SpecError, StorageError
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN, Lsn
@@ -22,8 +23,6 @@ from trio_compute.telemetry.spans import Recorder
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
-
-    from trio_compute.db.connection import Target
 
 IDLE_CHECK_SECONDS = 1.0
 
@@ -69,8 +68,6 @@ async def fetch_basebackup(
 
 
 def _target(parsed: ParsedSpec) -> Target:
-    from trio_compute.db.connection import Target
-
     try:
         target = Target.parse(shard_zero_url(parsed.pageservers))
     except SpecError as error:

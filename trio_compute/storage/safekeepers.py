@@ -7,6 +7,7 @@ from pathlib import Path
 
 import trio
 
+from trio_compute.db.target import Target
 from trio_compute.errors import StorageError
 from trio_compute.host.process import run_command
 from trio_compute.host.run_as import RunAs
@@ -44,7 +45,7 @@ async def check_safekeepers_synced(parsed: ParsedSpec, *, timeout_seconds: float
 async def _ping(entry: str, parsed: ParsedSpec, timeout_seconds: float) -> TimelineStatus | None:
     import psycopg
 
-    from trio_compute.db.connection import ConnectFailed, Target, open_connection
+    from trio_compute.db.connection import ConnectFailed, open_connection
 
     host, port = split_host_port(entry, what="safekeeper_connstrings entry")
     target = Target(

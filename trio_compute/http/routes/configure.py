@@ -17,8 +17,6 @@ from trio_compute.model.requests import ConfigureRequest
 from trio_compute.services.apply_queue import Aborted, Job, Rejected
 from trio_compute.telemetry.redaction import learn_spec
 
-MAX_BODY_BYTES = 32 * 1024 * 1024
-
 
 async def configure(context: Context, request: Request) -> Response:
     """Queue the spec of the body and answer with what became of it."""
@@ -35,10 +33,8 @@ async def _body(request: Request) -> ConfigureRequest:
     kind = (request.mimetype or "").lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise Problem(415, "expected request with `content-type: application/json`")
-    request.max_content_length = MAX_BODY_BYTES
-    data = await request.data
     try:
-        return decode(data, ConfigureRequest)
+        return decode(await request.get_data(as_text=False), ConfigureRequest)
     except SpecError as error:
         raise unacceptable_body(error) from None
 
