@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from trio_compute.host.early_signals import remember_stop_signals
+
 
 def compute_ctl() -> None:
     """Run one compute with the flags of the original compute_ctl."""
+    remember_stop_signals()
     from trio_compute.cli import run_compute
 
     sys.exit(run_compute(sys.argv[1:], prog="compute_ctl"))
@@ -14,6 +17,8 @@ def compute_ctl() -> None:
 
 def main() -> None:
     """Run a sub-command of trio-compute."""
+    if sys.argv[1:2] == ["run"]:
+        remember_stop_signals()
     from trio_compute.cli import run_subcommand
 
     sys.exit(run_subcommand(sys.argv[1:]))

@@ -12,7 +12,6 @@ import msgspec
 
 from trio_compute import __version__
 from trio_compute.errors import ComputeError, UsageError, cause_chain
-from trio_compute.host.early_signals import remember_stop_signals
 from trio_compute.settings import LIBPQ_VARIABLES, Settings, settings_from
 from trio_compute.telemetry import logging as telemetry
 from trio_compute.telemetry.redaction import redact
@@ -70,7 +69,6 @@ def run_compute(argv: Sequence[str], *, prog: str) -> int:
 
 
 def _prepare_process(settings: Settings) -> None:
-    remember_stop_signals()
     for name in LIBPQ_VARIABLES | {"FAILPOINTS"}:
         os.environ.pop(name, None)
     redact.learn(settings.secrets())

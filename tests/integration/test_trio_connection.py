@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import pwd
 import random
 import shutil
 import socket
@@ -21,24 +20,27 @@ import psycopg
 import pytest
 import trio
 
+from conftest import MAJORS
 from trio_compute.db.connection import ConnectFailed, TrioConnection, open_connection
 from trio_compute.db.target import Target
+from trio_compute.embedded import binaries
 from trio_compute.errors import ComputeError, SpecError, cause_chain
 
 pytestmark = pytest.mark.postgres
 
-BINARIES = Path("/usr/lib/postgresql/15/bin")
 SECRET = "s3cr3t/päss"
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """Start a throwaway Postgres and return its URL."""
+    bin_directory = binaries.ensure(MAJORS[0]) / "bin"
     directory = Path(tempfile.mkdtemp(prefix="trio-connection-", dir="/tmp"))
     data = directory / "data"
     as_postgres: dict[str, object] = {}
     if os.geteuid() == 0:
-        account = pwd.getpwnam("postgres")
+        account = binaries.ordinary_user()
+        assert account is not None
         os.chown(directory, account.pw_uid, account.pw_gid)
         as_postgres = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
     directory.chmod(0o755)
@@ -50,7 +52,7 @@ def postgres_url() -> Iterator[str]:
         arguments = [str(part) for part in command]
         subprocess.run(arguments, check=True, cwd="/", stdout=subprocess.DEVNULL, **as_postgres)  # type: ignore[call-overload]
 
-    run(BINARIES / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale")
+    run(bin_directory / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale")
     with (data / "postgresql.conf").open("a") as settings:
         settings.write(f"port={port}\nlisten_addresses='127.0.0.1'\nunix_socket_directories='{directory}'\n")
         settings.write("fsync=off\nmax_connections=40\nautovacuum=off\ntimezone='UTC'\n")
@@ -58,11 +60,11 @@ def postgres_url() -> Iterator[str]:
         rest = rules.read()
         rules.seek(0)
         rules.write("host all guarded all scram-sha-256\n" + rest)
-    run(BINARIES / "pg_ctl", "-D", data, "-w", "-l", directory / "log", "start")
+    run(bin_directory / "pg_ctl", "-D", data, "-w", "-l", directory / "log", "start")
     try:
         yield f"postgresql://postgres@127.0.0.1:{port}/postgres?application_name=trio-connection-test"
     finally:
-        run(BINARIES / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+        run(bin_directory / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
         shutil.rmtree(directory)
 
 

@@ -101,6 +101,7 @@ class Pageserver:
         await session.end_copy()
         if self.faults.error_after_copy_done:
             raise WireError(self.faults.error_text)
+        await session.complete("SELECT 1")
 
     async def _send_file(self, session: Session, path: Path) -> None:
         sent = 0
@@ -115,7 +116,7 @@ class Pageserver:
             at = faults.corrupt_at_byte - sent
             return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
         if faults.stall_at_byte is not None and sent <= faults.stall_at_byte < end:
-            await trio.sleep_forever()
+            await session.wait_hung_up()
         if faults.error_at_byte is not None and sent <= faults.error_at_byte < end:
             await session.send_copy(data[: faults.error_at_byte - sent])
             raise WireError(faults.error_text)

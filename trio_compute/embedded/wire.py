@@ -56,8 +56,17 @@ class Session:
         await self.send(message(b"d", data))
 
     async def end_copy(self) -> None:
-        """End copy data and the command."""
-        await self.send(message(b"c", b"") + message(b"C", b"SELECT 1\0"))
+        """End copy data."""
+        await self.send(message(b"c", b""))
+
+    async def complete(self, tag: str) -> None:
+        """End a command."""
+        await self.send(message(b"C", tag.encode() + b"\0"))
+
+    async def wait_hung_up(self) -> None:
+        """Say nothing more until the client is gone."""
+        while True:
+            await self.receive()
 
     async def send_error(self, error: WireError) -> None:
         """Send an ErrorResponse."""

@@ -53,13 +53,13 @@ class Connection(TCPServer):
         await self.protocol.handle(Closed())
 
 
-def http_config() -> Config:
+def http_config(keep_alive_seconds: float) -> Config:
     """Return hypercorn's settings: no banner, no log of its own."""
     config = Config()
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = None
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.keep_alive_timeout = keep_alive_seconds  # type: ignore[assignment]  # any number will do
     return config
 
 
@@ -69,10 +69,11 @@ async def serve_app(
     *,
     draining: Callable[[], Awaitable[None]],
     drain_seconds: float,
+    keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `draining` returns; then accept nothing more and give answers in flight a limited time."""
-    config = http_config()
+    config = http_config(keep_alive_seconds)
     context = WorkerContext(None)
     wrapped = ASGIWrapper(app)  # type: ignore[arg-type]  # our plain ASGI types are hypercorn's in other words
 

@@ -33,9 +33,10 @@ class Cell(Generic[T]):
 
     async def wait_for(self, predicate: Callable[[T], bool]) -> T:
         """Return the first value, the present one included, that satisfies the predicate."""
-        if predicate(self._value):
+        present = self._value
+        if predicate(present):
             await trio.lowlevel.checkpoint()
-            return self._value
+            return present
         task = trio.lowlevel.current_task()
         seen: list[T] = []
         self._waiters[task] = (predicate, seen)

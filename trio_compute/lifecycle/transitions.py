@@ -41,7 +41,7 @@ TABLE: Mapping[tuple[Status, type[Event]], Status] = {
     **{(status, ev.Signalled): S.TERMINATION_PENDING_IMMEDIATE for status in _ALIVE},
     **{(status, ev.Crashed): S.FAILED for status in _ALIVE},
     **{(status, ev.Terminated): S.TERMINATED for status in TERMINATION_PENDING},
-    **{(status, ev.Active): status for status in (S.RUNNING, S.CONFIGURATION_PENDING, S.CONFIGURATION, S.FAILED)},
+    **{(status, ev.Active): status for status in _ALIVE if status not in {S.EMPTY, S.INIT}},
 }
 
 

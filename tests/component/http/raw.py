@@ -35,6 +35,13 @@ class RawClient:
         for piece in pieces:
             await self.stream.send_all(piece.encode() if isinstance(piece, str) else piece)
 
+    async def send_what_it_takes(self, data: bytes) -> None:
+        """Send as much as the server lets us, as any client does before it looks for an answer."""
+        try:
+            await self.stream.send_all(data)
+        except trio.BrokenResourceError:
+            return
+
     async def answer(self, *, to: str = "GET", timeout_seconds: float = 10.0) -> Answer:
         """Read one answer; what follows it is kept for the next."""
         parser = h11.Connection(h11.CLIENT)

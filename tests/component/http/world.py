@@ -29,6 +29,7 @@ from trio_compute.settings import Deadlines
 STARTED_AT = dt.datetime(2026, 3, 4, 5, 6, 7, tzinfo=dt.UTC)
 FLUSH_LSN = Lsn.parse("0/169AD58")
 PATIENCE_SECONDS = 10.0
+JSON = {"content-type": "application/json"}
 _GOOD: Any = object()
 
 
