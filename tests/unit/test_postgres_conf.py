@@ -13,7 +13,13 @@ from msgspec import structs
 from tests.unit.builders import cluster, parsed_spec, setting, wire_spec
 from trio_compute.errors import SpecError
 from trio_compute.model.parsed import ParsedSpec
-from trio_compute.plan.postgres_conf import OVERRIDE_TEXT, SUBSCRIBERS_ENABLED, ConfContext, quote, render_postgresql_conf
+from trio_compute.plan.postgres_conf import (
+    OVERRIDE_TEXT,
+    SUBSCRIBERS_ENABLED,
+    ConfContext,
+    quote,
+    render_postgresql_conf,
+)
 
 TENANT, TIMELINE = "b0554b632bd4d547a63b86c3630317e8", "2414a61ffc94e428f14b5758fe308e13"
 CONTEXT = ConfContext(privileged_role_name="neon_superuser", internal_http_port=3081)
@@ -22,7 +28,8 @@ CONTEXT = ConfContext(privileged_role_name="neon_superuser", internal_http_port=
 def info(*urls: str | None, **changes: Any) -> dict[str, Any]:
     count = len(urls) if len(urls) > 1 else 0
     shards = {
-        f"{n:02x}{count:02x}": {"pageservers": [{"libpq_url": url, "grpc_url": f"grpc://{n}"}]} for n, url in enumerate(urls)
+        f"{n:02x}{count:02x}": {"pageservers": [{"libpq_url": url, "grpc_url": f"grpc://{n}"}]}
+        for n, url in enumerate(urls)
     }
     return {"shard_count": count, "shards": shards, **changes}
 
@@ -118,7 +125,7 @@ def test_a_managed_option_is_formatted_as_the_contract_says(option: dict[str, An
         ("1\n", "'1\\n'"),
         ("on\n", "'on\\n'"),
         ("٣", "'٣'"),
-        ("1e5", "1e5"),
+        ("1e5", "'1e5'"),
         ("'x'", "'''x'''"),
         ("--", "'--'"),
     ],
@@ -128,7 +135,9 @@ def test_a_value_that_is_not_a_bare_number_or_word_is_quoted_whatever_its_type(v
     assert managed(setting("a", value, "integer")) == f"a = {quoted}"
 
 
-@pytest.mark.parametrize("name", ["", "1a", "a b", "a=b", "a\nb", "a\n", "a.", ".a", "a..b", "a-b", "a#", "ä", "include 'x'"])
+@pytest.mark.parametrize(
+    "name", ["", "1a", "a b", "a=b", "a\nb", "a\n", "a.", ".a", "a..b", "a-b", "a#", "ä", "include 'x'"]
+)
 def test_a_name_that_is_no_setting_is_refused(name: str) -> None:
     """F-04."""
     with pytest.raises(SpecError, match="not a valid name"):
@@ -181,7 +190,10 @@ def read_back(text: str) -> str:
 
 NAMES = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?\Z")
 OPTIONS = st.builds(
-    setting, NAMES, st.text(alphabet=string.printable, max_size=20), st.sampled_from(["string", "integer", "bool", "enum", ""])
+    setting,
+    NAMES,
+    st.text(alphabet=string.printable, max_size=20),
+    st.sampled_from(["string", "integer", "bool", "enum", ""]),
 )
 
 
@@ -255,7 +267,11 @@ def test_what_was_derived_from_settings_is_not_written_twice() -> None:
 
 @pytest.mark.parametrize(
     ("generation", "line"),
-    [(3, "neon.safekeepers='g#3:a:1,b:2'"), (0, "neon.safekeepers='g#0:a:1,b:2'"), (None, "neon.safekeepers='a:1,b:2'")],
+    [
+        (3, "neon.safekeepers='g#3:a:1,b:2'"),
+        (0, "neon.safekeepers='g#0:a:1,b:2'"),
+        (None, "neon.safekeepers='a:1,b:2'"),
+    ],
 )
 def test_safekeepers_carry_their_generation(generation: int | None, line: str) -> None:
     for mode in ("Primary", "Replica"):

@@ -71,7 +71,9 @@ def test_the_stages_follow_the_settings_and_always_end_with_a_kill(urgency: Urge
     assert {stage.patience_seconds for stage in stages} <= {1, 2, 3, 4}
 
 
-async def stop(child: ScriptedChild, urgency: Urgency, raises: Mapping[float, Urgency] | None = None) -> tuple[Exit, float]:
+async def stop(
+    child: ScriptedChild, urgency: Urgency, raises: Mapping[float, Urgency] | None = None
+) -> tuple[Exit, float]:
     """Stop a child while the urgency rises at given seconds; return the exit and how long it took."""
     cell, began = Cell(urgency), trio.current_time()
 
@@ -172,7 +174,9 @@ async def test_one_that_ended_already_is_sent_nothing(autojump_clock: MockClock)
     assert child.received == []
 
 
-async def test_one_whose_urgency_rose_before_the_stop_gets_the_stages_of_the_present_one(autojump_clock: MockClock) -> None:
+async def test_one_whose_urgency_rose_before_the_stop_gets_the_stages_of_the_present_one(
+    autojump_clock: MockClock,
+) -> None:
     child = ScriptedChild({KILL: (0.25, -9)})
     result, took = await stop(child, Urgency.PRESSED, {0: Urgency.FORCED})
     assert result == Exit(-9, forced=True)

@@ -16,7 +16,7 @@ SUBSCRIBERS_ENABLED = "neon.disable_logical_replication_subscribers=false"
 OVERRIDE_TEXT = "neon.max_cluster_size=-1\n"
 
 _NAME = re.compile(r"\A[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*\Z")
-_BARE_VALUE = re.compile(r"\A(?:[A-Za-z][A-Za-z0-9_]*|[+-]?\d+(?:\.\d+)?[A-Za-z]*)\Z")
+_BARE_VALUE = re.compile(r"\A(?:[A-Za-z][A-Za-z0-9_]*|[+-]?[0-9]+(?:\.[0-9]+)?[A-Za-z]*)\Z")
 _LOCALE_SETTINGS = ("lc_messages", "lc_monetary", "lc_time", "lc_numeric")
 _IDENTITY_FIELDS = ("tenant_id", "timeline_id", "project_id", "branch_id", "endpoint_id")
 
@@ -48,7 +48,10 @@ def render_postgresql_conf(parsed: ParsedSpec, context: ConfContext) -> str:
         *(["log_destination='stderr,syslog'"] if spec.logs_export_host is not None else []),
         "include_if_exists = 'compute_ctl_temp_override.conf'",
     ]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    if "\0" in text:
+        raise SpecError("postgresql.conf would hold a NUL character")
+    return text
 
 
 def quote(value: str) -> str:

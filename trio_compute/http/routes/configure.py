@@ -34,7 +34,7 @@ async def _body(request: Request) -> ConfigureRequest:
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise Problem(415, "expected request with `content-type: application/json`")
     try:
-        return decode(await request.get_data(as_text=False), ConfigureRequest)
+        return decode(await request.get_data(cache=True, as_text=False, parse_form_data=False), ConfigureRequest)
     except SpecError as error:
         raise unacceptable_body(error) from None
 

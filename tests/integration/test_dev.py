@@ -1,0 +1,91 @@
+"""`trio-compute dev` as a newcomer uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trio_compute.embedded import binaries
+
+pytestmark = pytest.mark.postgres
+
+COMMAND = [sys.executable, "-m", "trio_compute", "dev"]
+
+
+@pytest.fixture(autouse=True)
+def _fetched() -> None:
+    binaries.ensure(binaries.DEFAULT_MAJOR)
+
+
+def test_exit_when_ready_prints_one_json_object_and_takes_everything_down(public_tmp: Path) -> None:
+    command = [*COMMAND, "--exit-when-ready", "--json", "--data", str(public_tmp / "world")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert {"status", "metrics", "spans", "connstr"} <= report.keys()
+    assert report["status"]["status"] == "running"
+    assert report["terminate"]["exit_code"] == 0
+    assert report["metrics"]["total_startup_ms"] > 0
+    assert {span["name"] for span in report["spans"]} >= {"prepare_pgdata", "start_postgres", "total_startup"}
+    assert "start Postgres" in result.stderr
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0
+    assert "sync the safekeepers" not in again.stderr
+
+
+def test_ctrl_c_ends_it_cleanly_and_the_data_stay(public_tmp: Path) -> None:
+    from trio_compute.embedded.world import free_port
+
+    data, port = str(public_tmp / "world"), str(free_port())
+    ports = ["--port", port, "--external-http-port", str(free_port()), "--internal-http-port", str(free_port())]
+    process = subprocess.Popen([*COMMAND, "--data", data, *ports], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if "Ctrl-C ends it" in line:
+            break
+    assert f"psql 'postgresql://cloud_admin@127.0.0.1:{port}/neondb'" in said
+    second = subprocess.run([*COMMAND, "--exit-when-ready", "--data", data], capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1
+    assert "is in use by another trio-compute dev" in second.stderr
+    process.send_signal(signal.SIGINT)
+    said += process.stderr.read()
+    assert process.wait(timeout=30) == 0
+    assert "terminated at LSN 0/" in said
+    assert "saved at 0/" in said
+    process.stderr.close()
+
+
+def test_a_failing_start_is_told_with_its_reason(public_tmp: Path) -> None:
+    data = public_tmp / "world"
+    subprocess.run([*COMMAND, "--exit-when-ready", "--data", str(data)], check=True, capture_output=True, timeout=60)
+    for snapshot in data.glob("timelines/*/*.tar.gz"):
+        snapshot.write_bytes(snapshot.read_bytes()[:100_000])
+    environ = {**os.environ, "NEON_COMPUTE_TESTING_BASEBACKUP_RETRIES": "0"}
+    process = subprocess.Popen(
+        [*COMMAND, "--exit-when-ready", "--data", str(data)], stderr=subprocess.PIPE, text=True, env=environ
+    )
+    assert process.stderr is not None
+    # The retries of a basebackup last almost a minute; one Ctrl-C must be enough to leave.
+    for line in process.stderr:
+        if "failed" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert process.wait(timeout=30) in {0, 1}
+    assert time.monotonic() - began < 20
+    process.stderr.close()
+
+
+def test_unknown_arguments_are_refused() -> None:
+    result = subprocess.run([*COMMAND, "--bogus"], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2
+    assert "--bogus" in result.stderr

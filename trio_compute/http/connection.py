@@ -1,0 +1,165 @@
+"""One HTTP/1.1 connection: hypercorn's protocol, with our own reading, sending and ending.
+
+hypercorn's own driver leaves four things to wish for: it shields its sends, so a client that never reads keeps the
+server from ending; it waits for the keep-alive timeout after a client has left; it closes over a body it did not read,
+so that the reset takes the answer away from the client; and it speaks HTTP/2 and WebSocket to whoever asks.
+"""
+
+from __future__ import annotations
+
+import h11
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from trio_compute.telemetry.logging import get_logger
+
+RECEIVE_BYTES = 64 * 1024
+SEND_PIECE_BYTES = 256 * 1024
+
+log = get_logger("http")
+
+
+class HttpConfig(Config):
+    """Hold hypercorn's settings, with no banner and no log of its own, and the time limits of a connection."""
+
+    include_server_header = False
+
+    def __init__(self, *, keep_alive_seconds: float, send_piece_seconds: float, linger_seconds: float) -> None:
+        super().__init__()
+        self.keep_alive_timeout = keep_alive_seconds  # type: ignore[assignment]  # any number will do
+        self.send_piece_seconds = send_piece_seconds
+        self.linger_seconds = linger_seconds
+
+
+class _Http1(H11Protocol):
+    """Speak HTTP/1.1 and nothing else (contract 03 §1)."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Take no offer of HTTP/2."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        await super()._create_stream(
+            h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        )
+
+    @property
+    def has_unread_body(self) -> bool:
+        """Tell whether the client may still be sending what nobody is going to read."""
+        return self.connection.their_state in {h11.SEND_BODY, h11.ERROR}
+
+
+class Connection:
+    """Be one connection, from its first byte to the last one that either side cares about."""
+
+    def __init__(self, app: AppWrapper, config: HttpConfig, context: WorkerContext, stream: trio.SocketStream) -> None:
+        self._app = app
+        self._config = config
+        self._context = context
+        self._stream = stream
+        self._tasks = TaskGroup()
+        self._idling = TrioSingleTask()
+        self._sending = trio.Lock()
+        self._reading = trio.CancelScope()
+        self._is_discarding = False
+        self._client_left = False
+
+    async def run(self) -> None:
+        """Answer requests until one side has had enough."""
+        sock = self._stream.socket
+        try:
+            client, server = (
+                parse_socket_addr(sock.family, address) for address in (sock.getpeername(), sock.getsockname())
+            )
+        except OSError:
+            return
+        async with self._tasks:
+            self._protocol = _Http1(
+                self._app,
+                self._config,
+                self._context,
+                self._tasks,
+                ConnectionState({}),
+                ssl=False,
+                client=client,
+                server=server,
+                send=self._obey,
+            )
+            await self._idling.restart(self._tasks, self._end_when_idle)
+            await self._read()
+
+    async def _read(self) -> None:
+        with self._reading:
+            while True:
+                try:
+                    data = await self._stream.receive_some(RECEIVE_BYTES)
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    break
+                if not self._is_discarding:
+                    await self._protocol.handle(RawData(bytes(data)))
+                if not data:
+                    break
+        self._client_left = True
+        await self._idling.stop()
+        await self._protocol.handle(Closed())
+
+    async def _obey(self, event: Event) -> None:
+        """Do what the protocol asks for: send bytes, close, or mind the idle time."""
+        match event:
+            case RawData(data=data):
+                await self._send_bytes(data)
+            case Closed():
+                await self._end()
+            case Updated(idle=True) if not self._client_left:
+                await self._idling.restart(self._tasks, self._end_when_idle)
+            case Updated():
+                await self._idling.stop()
+
+    async def _send_bytes(self, data: bytes) -> None:
+        """Send in pieces, each with a time limit; a cancelled or stalled send ends the connection."""
+        view = memoryview(data)
+        try:
+            async with self._sending:
+                for start in range(0, len(view), SEND_PIECE_BYTES):
+                    with trio.fail_after(self._config.send_piece_seconds):
+                        await self._stream.send_all(view[start : start + SEND_PIECE_BYTES])
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._protocol.handle(Closed())
+        except trio.TooSlowError:
+            log.warning("client does not read its answer")
+            await trio.aclose_forcefully(self._stream)
+            await self._protocol.handle(Closed())
+        except trio.Cancelled:
+            # Half an answer is out, so the connection is of no use to anybody.
+            await trio.aclose_forcefully(self._stream)
+            raise
+
+    async def _end(self) -> None:
+        if self._protocol.has_unread_body and not self._client_left:
+            await self._stop_sending()
+        else:
+            await self._stream.aclose()
+        await self._protocol.handle(Closed())
+
+    async def _stop_sending(self) -> None:
+        """Read on for a while: closing over unread bytes would reset the answer away (RFC 9112 §9.6)."""
+        self._is_discarding = True
+        self._reading.deadline = trio.current_time() + self._config.linger_seconds
+        try:
+            await self._stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            await self._stream.aclose()
+
+    async def _end_when_idle(self) -> None:
+        with trio.move_on_after(self._config.keep_alive_timeout):
+            await self._context.terminated.wait()
+        await self._protocol.handle(Closed())
+        await self._stream.aclose()
