@@ -18,10 +18,9 @@ def _forget_secrets() -> Iterator[None]:
     """Keep what one test taught the redactor out of the next."""
     from trio_compute.telemetry.redaction import redact
 
-    known = dict(redact._secrets)
+    known = redact._secrets
     yield
-    redact._secrets.clear()
-    redact._secrets.update(known)
+    redact._secrets = known
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import trio
 
+import trio_compute
 from bench.probe import cpu_seconds, fetch, filesystem
 from bench.report import Stretch
 from trio_compute.embedded import binaries
@@ -282,6 +284,8 @@ class Rig:
 @asynccontextmanager
 async def open_rig() -> AsyncIterator[Rig]:
     """Make an embedded world in a temporary directory and serve it; all of it is gone afterwards."""
+    # As the install does; without bytecode every start would compile anew what was edited since.
+    compileall.compile_dir(Path(trio_compute.__file__).parent, quiet=1)
     tree = await trio.to_thread.run_sync(lambda: binaries.ensure(MAJOR, say))
     user = binaries.ordinary_user()
     run_as = RunAs() if user is None else RunAs(user.pw_uid, user.pw_gid, user.pw_dir)

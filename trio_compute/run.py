@@ -24,7 +24,7 @@ from trio_compute.plan.unapplied import unapplied
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.services.apply_queue import ApplyQueue, Job, Rejected, Succeeded
-from trio_compute.services.configure import configure_as_primary, serve_apply_queue
+from trio_compute.services.configure import Configurator
 from trio_compute.services.prepare import prepare_pgdata, sync_with_retries
 from trio_compute.services.signals import relay_signals
 from trio_compute.services.supervise import best_effort, critical
@@ -177,11 +177,12 @@ async def live(life: Life, first: Job | None) -> None:
                 life.postmaster = postmaster
                 postgres.callback(life.begin_end)
                 await host.wait_ready(postmaster)
-            await configure_as_primary(compute, host, postmaster, job.spec)
+            configurator = Configurator(compute, host, postmaster, life.queue)
+            await configurator.configure_as_primary(job.spec)
         compute.spans.add("total_startup", start_seconds=began)
         compute.apply(ev.Started())
         job.settle(Succeeded())
-        await _serve_until_exit(life, postmaster)
+        await _serve_until_exit(life, postmaster, configurator)
 
 
 async def _first_job(life: Life) -> tuple[Job, float]:
@@ -189,6 +190,7 @@ async def _first_job(life: Life) -> tuple[Job, float]:
     compute = life.compute
     await life.host.warm_up()
     job = await life.queue.next()
+    assert job is not None, "an empty compute cannot be asked to refresh"
     compute.spans.add("wait_for_spec", start_seconds=0.0)
     compute.apply(ev.StartBegan(spec=job.spec, at=dt.datetime.now(dt.UTC)))
     return job, compute.spans.now()
@@ -209,14 +211,12 @@ async def _starting(compute: Compute, job: Job) -> AsyncIterator[None]:
     await trio.lowlevel.checkpoint_if_cancelled()
 
 
-async def _serve_until_exit(life: Life, postmaster: Postmaster) -> None:
+async def _serve_until_exit(life: Life, postmaster: Postmaster, configurator: Configurator) -> None:
     compute = life.compute
     compute.postgres_running = True
     try:
         async with trio.open_nursery() as services:
-            services.start_soon(
-                critical, compute, "apply queue", serve_apply_queue, compute, life.host, postmaster, life.queue
-            )
+            services.start_soon(critical, compute, "configurator", configurator.serve)
             if life.is_primary:
                 services.start_soon(best_effort, "neon extension upgrade", life.host.upgrade_neon_extension)
             code = await postmaster.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -320,7 +320,7 @@ class TestKeys:
             assert await ask(world, None) == INVALID
         assert len(log_lines.with_text("WARNING authorize: no verification keys")) == 1
 
-    UNUSABLE: dict[str, Any] = {
+    UNUSABLE: ClassVar[dict[str, Any]] = {
         "unknown kty": {"kty": "XYZ"},
         "nothing": {},
         "symmetric": {"kty": "oct", "k": base64url(b"secret"), "alg": "HS256"},

@@ -14,7 +14,6 @@ from tests.component.http.raw import connect, request_text
 from tests.component.http.world import JSON, World, configure_body, open_world
 from trio_compute.lifecycle.status import Status
 
-
 MEBIBYTE = 1024 * 1024
 
 

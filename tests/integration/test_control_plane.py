@@ -16,6 +16,7 @@ from trio_compute.errors import ComputeError, RemoteError
 from trio_compute.http.exchange import Message, Receive, Send
 from trio_compute.http.serve import serve_app
 from trio_compute.storage.control_plane import fetch_config
+from trio_compute.telemetry.counters import CONTROL_PLANE_REQUESTS, counters
 
 CONFIG = {"jwks": {"keys": []}}
 ATTACHED = json.dumps({"status": "attached", "spec": spec_dict(), "compute_ctl_config": CONFIG})
@@ -60,6 +61,20 @@ async def test_transient_answers_are_tried_again(transient: tuple[int, str]) -> 
         config = await fetch_config(base, "compute-1", None)
     assert config.spec is not None
     assert len(script.requests) == 3
+
+
+async def test_each_attempt_is_counted_by_status() -> None:
+    def count(status: str) -> int:
+        return counters.value(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status=status)
+
+    before = {status: count(status) for status in ("200 OK", "503 Service Unavailable", "unknown")}
+    script = Script((503, ""), (200, "<html>"), (200, ATTACHED))
+    async with serving(script) as base:
+        await fetch_config(base, "compute-1", None)
+    with pytest.raises(RemoteError):
+        await fetch_config("http://127.0.0.1:1", "compute-1", None)
+    added = {status: count(status) - number for status, number in before.items()}
+    assert added == {"200 OK": 2, "503 Service Unavailable": 1, "unknown": 3}
 
 
 @pytest.mark.parametrize("transient", [(502, ""), (503, ""), (200, "<html>")])

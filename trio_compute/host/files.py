@@ -11,28 +11,35 @@ from trio_compute.host.run_as import RunAs
 
 def write_atomically(path: Path, text: str, run_as: RunAs, *, mode: int = 0o600) -> None:
     """Replace a file through a temporary one beside it; raise HostError naming the path."""
+    _replace(path, text.encode(), run_as, mode)
+
+
+def append_line_once(path: Path, line: str, run_as: RunAs) -> bool:
+    """Append a line unless an identical one exists; return whether the file changed (contract 04 §7)."""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from error
+    wanted = line.encode()
+    # Bytes, since the file may be in any encoding; bytes.splitlines knows only real line ends.
+    if wanted in content.splitlines():
+        return False
+    _replace(path, content + (b"\n" if content else b"") + wanted, run_as, 0o600)
+    return True
+
+
+def _replace(path: Path, content: bytes, run_as: RunAs, mode: int) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
             if run_as.owner is not None:
                 os.fchown(fd, *run_as.owner)
-            file.write(text.encode())
+            file.write(content)
             file.flush()
             os.fsync(fd)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise HostError(f"cannot write {path}: {error.strerror}") from error
-
-
-def append_line_once(path: Path, line: str, run_as: RunAs) -> bool:
-    """Append a line unless an identical one exists; return whether the file changed (contract 04 §7)."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else ""
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}") from error
-    if line in text.splitlines():
-        return False
-    write_atomically(path, text + ("\n" if text else "") + line, run_as)
-    return True

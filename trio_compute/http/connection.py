@@ -32,7 +32,7 @@ class HttpConfig(Config):
 
     def __init__(self, *, keep_alive_seconds: float, send_piece_seconds: float, linger_seconds: float) -> None:
         super().__init__()
-        self.keep_alive_timeout = keep_alive_seconds  # type: ignore[assignment]  # any number will do
+        self.keep_alive_timeout = keep_alive_seconds
         self.send_piece_seconds = send_piece_seconds
         self.linger_seconds = linger_seconds
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_compute.errors import SpecError
-from trio_compute.lifecycle.transitions import IllegalTransition
+from trio_compute.lifecycle.status import Status
 from trio_compute.model.decode import MalformedJson, encode
 from trio_compute.model.responses import ErrorResponse
 from trio_compute.telemetry.logging import get_logger
@@ -35,6 +35,6 @@ def unacceptable_body(error: SpecError) -> Problem:
     return Problem(422, f"failed to deserialize the json body into the target type: {error}")
 
 
-def wrong_status(error: IllegalTransition) -> Problem:
+def wrong_status(status: Status) -> Problem:
     """Return the problem of a request that the present status does not allow."""
-    return Problem(412, f"invalid compute status: {error.status.kebab}")
+    return Problem(412, f"invalid compute status: {status.kebab}")

@@ -9,8 +9,8 @@ CONTROL_PLANE_PAUSE_SECONDS = 0.1
 
 
 def basebackup_delays(retries: int = BASEBACKUP_RETRIES) -> tuple[float, ...]:
-    """Return the pause before each retry: 0.5 s growing by half, whole milliseconds."""
-    return tuple(int(500 * 1.5**number) / 1000 for number in range(retries))
+    """Return the pause before each retry: 0.5 s growing by half, whole milliseconds; no float holds 1.5 to the 2000."""
+    return tuple(int(500 * 1.5 ** min(number, 50)) / 1000 for number in range(retries))
 
 
 def sync_safekeepers_delays() -> tuple[float, ...]:

@@ -26,7 +26,7 @@ def sibling(pgbin: Path, name: str) -> Path:
     """Return another program of the same installation: beside the binary, beside its real file, else from PATH."""
     for directory in (pgbin.parent, pgbin.resolve().parent):
         candidate = directory / name
-        if os.access(candidate, os.X_OK):
+        if candidate.is_file() and os.access(candidate, os.X_OK):
             return candidate
     found = shutil.which(name)
     if found is None:

@@ -14,6 +14,8 @@ SILENCE_SECONDS = 0.1
 MAX_RECORD_BYTES = 1024 * 1024
 CHUNK_BYTES = 64 * 1024
 
+_SEPARATOR = ZERO_WIDTH_SPACE.encode()
+_SEPARATOR_BYTES = len(_SEPARATOR)
 _RECORD_START = re.compile(rb"\d+-\d{2}-\d{2} \d{2}:\d{2}:\d{2}")
 
 
@@ -44,35 +46,40 @@ class RecordJoiner:
     def flush(self) -> Iterator[bytes]:
         """Yield the record that the complete lines so far make."""
         if self._lines:
-            record = ZERO_WIDTH_SPACE.encode().join(self._lines)
+            record = _SEPARATOR.join(self._lines)
             self._lines, self._size = [], 0
             yield record
 
     def finish(self) -> Iterator[bytes]:
         """Yield what is left at the end of the stream, an unfinished line included."""
         line, self._rest = self._rest, b""
-        yield from self._add(line)
+        if line:
+            yield from self._add(line)
         yield from self.flush()
 
     def _add(self, line: bytes) -> Iterator[bytes]:
         if _RECORD_START.match(line) or self._size + len(line) > self._max:
             yield from self.flush()
-        if line.strip():
+        # A blank line belongs to the message that it is in; it never begins one.
+        if self._lines or line.strip():
             self._lines.append(line)
-            self._size += len(line)
+            self._size += len(line) + _SEPARATOR_BYTES
 
 
 async def collect_logs(stream: trio.abc.ReceiveStream) -> None:
     """Read a stream to its end and write its records to our stderr; never stops early and never waits for the sink."""
     joiner = RecordJoiner()
+    last_line = trio.current_time()
     while True:
         data: bytes | None = None
-        with trio.move_on_after(SILENCE_SECONDS if joiner.pending else float("inf")):
+        with trio.move_on_at(last_line + SILENCE_SECONDS if joiner.pending else float("inf")):
             data = bytes(await stream.receive_some(CHUNK_BYTES))
         if data is None:
             _write(joiner.flush())
         elif data:
             _write(joiner.feed(data))
+            if b"\n" in data:
+                last_line = trio.current_time()
         else:
             _write(joiner.finish())
             return

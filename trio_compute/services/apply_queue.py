@@ -1,4 +1,4 @@
-"""Specs waiting to be applied, each with a result of its own (contract 02 §7, D-11, D-12)."""
+"""Changes waiting for their turn: specs, each with a result of its own, and the wish to fetch one (02 §7, §8)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from msgspec import Struct
 from trio_compute.lifecycle.cell import Cell
 from trio_compute.model.parsed import ParsedSpec
 
+MAX_REMEMBERED_KEYS = 64
+
 
 class Succeeded(Struct, frozen=True):
-    """Say that the spec is in force."""
+    """Say that the spec is in force, but for the fields that wait for a restart."""
+
+    restart_required: tuple[str, ...] = ()
 
 
 class Rejected(Struct, frozen=True):
@@ -53,29 +57,58 @@ class Job:
 
 
 class ApplyQueue:
-    """Hand jobs to the one task that applies them; after `close` every job is aborted."""
+    """Hand changes to the one task that applies them; after `close` every job is aborted."""
 
     def __init__(self) -> None:
         self._jobs: deque[Job] = deque()
         self._present: Job | None = None
+        self._by_key: dict[str, Job] = {}
+        self._refresh_wanted = False
+        self._refresh_not_before = float("-inf")
         self._closed = False
         self._arrival = trio.Event()
 
-    def submit(self, spec: ParsedSpec) -> Job:
-        """Queue a spec and return its job."""
+    def submit(self, spec: ParsedSpec, *, key: str | None = None) -> Job:
+        """Queue a spec and return its job; `key` lets a repetition of the request find it again."""
         job = Job(spec)
         if self._closed:
             job.settle(Aborted())
         else:
             self._jobs.append(job)
             self._arrival.set()
+        if key is not None:
+            self._by_key[key] = job
+            while len(self._by_key) > MAX_REMEMBERED_KEYS:
+                del self._by_key[next(iter(self._by_key))]
         return job
 
-    async def next(self) -> Job:
-        """Wait for the next job and take it."""
+    def known(self, key: str) -> Job | None:
+        """Return the job of an earlier request with this key."""
+        return self._by_key.get(key)
+
+    def unsettled(self, spec: ParsedSpec) -> Job | None:
+        """Return a job for exactly this spec that has no outcome yet."""
+        waiting = (*([self._present] if self._present else []), *self._jobs)
+        return next((job for job in waiting if not job.settled and job.spec == spec), None)
+
+    def want_refresh(self) -> None:
+        """Ask for the configuration to be fetched again; asking twice is asking once (D-04)."""
+        self._refresh_wanted = True
+        self._arrival.set()
+
+    def hold_refresh(self, seconds: float) -> None:
+        """Let no refresh be due for a while; specs are not held."""
+        self._refresh_not_before = trio.current_time() + seconds
+
+    async def next(self) -> Job | None:
+        """Wait for the next change and take it: a job, or None for a refresh."""
         while not self._jobs:
+            if self._refresh_wanted and trio.current_time() >= self._refresh_not_before:
+                self._refresh_wanted = False
+                return None
             self._arrival = trio.Event()
-            await self._arrival.wait()
+            with trio.move_on_at(self._refresh_not_before if self._refresh_wanted else float("inf")):
+                await self._arrival.wait()
         self._present = self._jobs.popleft()
         return self._present
 

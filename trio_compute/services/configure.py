@@ -1,4 +1,4 @@
-"""Bring a running Postgres to what a spec wants, at the end of start-up and for each later spec (02 §3.4, §7)."""
+"""Bring a running Postgres to what a spec wants, at the end of start-up and for each later spec (02 §3.4, §7, §8)."""
 
 from __future__ import annotations
 
@@ -7,62 +7,136 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from trio_compute.errors import cause_chain
+from trio_compute.errors import SpecError, cause_chain
 from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.compute import Compute
-from trio_compute.model.parsed import ParsedSpec
+from trio_compute.lifecycle.ending import Ending, Urgency
+from trio_compute.lifecycle.status import Status
+from trio_compute.model.parsed import ParsedSpec, parse_spec
 from trio_compute.plan.postgres_conf import OVERRIDE_TEXT
+from trio_compute.plan.restart import changed_identity, restart_required
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
-from trio_compute.services.apply_queue import ApplyQueue, Rejected, Succeeded
+from trio_compute.services.apply_queue import ApplyQueue, Job, Rejected, Succeeded
 from trio_compute.telemetry.logging import get_logger
-from trio_compute.telemetry.redaction import redact
+from trio_compute.telemetry.redaction import learn_spec, redact
 
 UNDO_TIMEOUT_SECONDS = 10.0
+REFRESH_PAUSE_SECONDS = 5.0
+LONGEST_REFRESH_PAUSE_SECONDS = 60.0
 
 log = get_logger("configure")
 
 
-async def configure_as_primary(compute: Compute, host: Host, postmaster: Postmaster, parsed: ParsedSpec) -> None:
-    """Apply the catalog unless the spec says to skip it; replicas have nothing to configure (contract 02 §3.4)."""
-    with compute.spans.measure("configure_as_primary"):
-        await _apply_catalog(compute, host, postmaster, parsed)
+class Configurator:
+    """Apply changes to one running Postgres, one after another."""
 
+    def __init__(self, compute: Compute, host: Host, postmaster: Postmaster, queue: ApplyQueue) -> None:
+        self._compute = compute
+        self._host = host
+        self._postmaster = postmaster
+        self._queue = queue
+        self._started_with: ParsedSpec | None = None
+        self._refresh_pause = REFRESH_PAUSE_SECONDS
 
-async def reconfigure(compute: Compute, host: Host, postmaster: Postmaster, parsed: ParsedSpec) -> None:
-    """Write the new configuration, reload it, apply the catalog (contract 02 §7)."""
-    with compute.spans.measure("reconfigure"):
-        await host.write_postgresql_conf(parsed)
-        postmaster.reload()
-        await _apply_catalog(compute, host, postmaster, parsed)
+    async def configure_as_primary(self, parsed: ParsedSpec) -> None:
+        """Apply the catalog unless the spec says to skip it; replicas have nothing to configure (02 §3.4)."""
+        self._started_with = parsed
+        with self._compute.spans.measure("configure_as_primary"):
+            await self._apply_catalog(parsed)
 
+    async def serve(self) -> None:
+        """Apply what is queued for as long as Postgres runs (D-08: also after a failure)."""
+        while True:
+            job = await self._queue.next()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if job is not None:
+                await self._apply(job)
+            else:
+                await self._refresh()
 
-async def serve_apply_queue(compute: Compute, host: Host, postmaster: Postmaster, queue: ApplyQueue) -> None:
-    """Apply queued specs one after another for as long as Postgres runs; a failed one leaves the old spec current."""
-    while True:
-        job = await queue.next()
-        await trio.lowlevel.checkpoint_if_cancelled()
+    async def _apply(self, job: Job) -> None:
+        compute = self._compute
         compute.apply(ev.ApplyBegan())
-        try:
-            await reconfigure(compute, host, postmaster, job.spec)
-        except Exception as error:  # noqa: BLE001  (D-26: whatever goes wrong must end in failed, not in a stuck status)
-            await trio.lowlevel.checkpoint_if_cancelled()
-            text = redact(cause_chain(error))
-            log.error("reconfiguration failed", error=text)
-            compute.apply(ev.ApplyFailed(error=text))
-            job.settle(Rejected(text))
+        error = await self._reconfigure(job.spec)
+        if error is not None:
+            # The old spec stays current (D-05), its text is not lost (D-20).
+            compute.apply(ev.ApplyFailed(error=error))
+            job.settle(Rejected(error))
         else:
-            await trio.lowlevel.checkpoint_if_cancelled()
             compute.apply(ev.Applied(spec=job.spec))
-            job.settle(Succeeded())
+            job.settle(Succeeded(self._waiting_for_restart(job.spec)))
+
+    async def _refresh(self) -> None:
+        """Fetch the configuration and apply it if it differs, or if the last change failed (D-05, D-07, D-09)."""
+        compute, current = self._compute, self._compute.state.spec
+        if compute.state.status is not Status.REFRESH_CONFIGURATION_PENDING:
+            # It was asked for during the start and remembered (D-50).
+            compute.apply(ev.RefreshRequested())
+        compute.apply(ev.RefreshBegan())
+        try:
+            config = await self._host.obtain_config()
+            if config.spec is None:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                compute.end(Ending.EMPTY_CONFIG, Urgency.PRESSED)
+                return
+            wanted = parse_spec(config.spec)
+            learn_spec(wanted)
+            refuse_another_identity(current, wanted)
+            error = None
+        except Exception as failure:  # noqa: BLE001  (D-26: whatever went wrong, the refresh is tried again)
+            error = redact(cause_chain(failure))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if error is None and wanted == current and compute.state.error is None:
+            compute.apply(ev.RefreshUnchanged())
+            self._queue.hold_refresh(REFRESH_PAUSE_SECONDS)
+            return
+        error = error or await self._reconfigure(wanted)
+        if error is None:
+            compute.apply(ev.Refreshed(spec=wanted))
+            self._waiting_for_restart(wanted)
+            self._refresh_pause = REFRESH_PAUSE_SECONDS
+        else:
+            log.warning("refresh failed", error=error, retry_in_seconds=self._refresh_pause)
+            compute.apply(ev.RefreshFailed(error=error))
+            self._queue.want_refresh()
+            self._queue.hold_refresh(self._refresh_pause)
+            self._refresh_pause = min(self._refresh_pause * 2, LONGEST_REFRESH_PAUSE_SECONDS)
+
+    async def _reconfigure(self, parsed: ParsedSpec) -> str | None:
+        """Write the configuration, reload it, apply the catalog; return the text of an error (02 §7)."""
+        try:
+            with self._compute.spans.measure("reconfigure"):
+                await self._host.write_postgresql_conf(parsed)
+                self._postmaster.reload()
+                await self._apply_catalog(parsed)
+        except Exception as failure:  # noqa: BLE001  (D-26: any error must end in failed, not in a stuck status)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            error = redact(cause_chain(failure))
+            log.error("reconfiguration failed", error=error)
+            return error
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return None
+
+    def _waiting_for_restart(self, parsed: ParsedSpec) -> tuple[str, ...]:
+        fields = () if self._started_with is None else tuple(restart_required(self._started_with, parsed))
+        if fields:
+            log.warning("changes wait for a restart", fields=", ".join(fields))
+        return fields
+
+    async def _apply_catalog(self, parsed: ParsedSpec) -> None:
+        if parsed.spec.skip_pg_catalog_updates or not parsed.is_primary:
+            return
+        async with _size_quota_lifted(self._host, self._postmaster):
+            with self._compute.spans.measure("apply_spec_sql"):
+                await self._host.apply_catalog(parsed)
 
 
-async def _apply_catalog(compute: Compute, host: Host, postmaster: Postmaster, parsed: ParsedSpec) -> None:
-    if parsed.spec.skip_pg_catalog_updates or not parsed.is_primary:
-        return
-    async with _size_quota_lifted(host, postmaster):
-        with compute.spans.measure("apply_spec_sql"):
-            await host.apply_catalog(parsed)
+def refuse_another_identity(current: ParsedSpec | None, wanted: ParsedSpec) -> None:
+    """Raise SpecError if a spec would turn a running compute into another one (D-47)."""
+    field = None if current is None else changed_identity(current, wanted)
+    if field is not None:
+        raise SpecError(f"cannot change {field} of a running compute")
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from trio_compute.model.spec import ComputeConfig, ComputeCtlConfig, ComputeSpec
 from trio_compute.plan.schedules import CONTROL_PLANE_ATTEMPTS, CONTROL_PLANE_PAUSE_SECONDS
 from trio_compute.settings import Settings
 from trio_compute.storage.texts import brief
+from trio_compute.telemetry.counters import CONTROL_PLANE_REQUESTS, counters
 from trio_compute.telemetry.logging import get_logger
 
 REQUEST_TIMEOUT_SECONDS = 30.0
@@ -86,13 +87,14 @@ async def _fetch_once(url: str, token: str | None) -> ComputeConfig:
                     if len(body) > MAX_BODY_BYTES:
                         raise RemoteError(f"control plane answer is larger than {MAX_BODY_BYTES} bytes")
     except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError) as error:
+        counters.increment(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status="unknown")
         raise _Transient(brief(error) or type(error).__name__) from None
+    status = f"{response.status_code} {response.reason_phrase}".rstrip()
+    counters.increment(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status=status)
     if response.status_code in {502, 503}:
         raise _Transient(f"status {response.status_code}")
     if response.status_code != 200:
-        raise RemoteError(
-            f"unexpected control plane response status code: {response.status_code} {response.reason_phrase}".rstrip()
-        )
+        raise RemoteError(f"unexpected control plane response status code: {status}")
     return _config_of(bytes(body))
 
 

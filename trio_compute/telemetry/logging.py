@@ -57,13 +57,18 @@ def format_line(level: str, event: str, values: dict[str, object]) -> bytes:
     """Return one redacted log line; line breaks become zero-width spaces so that a record stays one line."""
     moment = dt.datetime.now(dt.UTC)
     pairs = "".join(f" {name}={_value(value)}" for name, value in values.items())
-    text = redact(f"{event}{pairs}").replace("\n", ZERO_WIDTH_SPACE).replace("\r", "")
+    text = _on_one_line(redact(f"{event}{pairs}"))
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond:06d}Z {level.upper()} {text}\n".encode(errors="replace")
 
 
 def _value(value: object) -> str:
-    text = str(value)
+    # Redacted before quoting too: escapes would hide a secret from the redactor.
+    text = _on_one_line(redact(str(value)))
     return text if text and not any(c in text for c in ' "=\t') else json.dumps(text, ensure_ascii=False)
+
+
+def _on_one_line(text: str) -> str:
+    return text.replace("\r", "").replace("\n", ZERO_WIDTH_SPACE)
 
 
 def set_level(log_filter: str) -> None:

@@ -10,12 +10,18 @@ from trio_compute.model.parsed import ParsedSpec
 REDACTED = "[redacted]"
 _SHORTEST_SECRET = 4
 
+_SECRET_NAME = r"(password|auth_token|storage_token|plane_token)"
+_SINGLE = r"'(?:[^'\\]|''|\\.)*'?"
+_DOUBLE = r'"(?:[^"\\]|\\.)*"?'
+
+# No pattern may take more than linear time: they run over whatever Postgres and clients send.
 _PATTERNS = (
     (re.compile(r"(?i)\b(bearer)\s+[^\s\"',;]+"), r"\1 " + REDACTED),
-    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), REDACTED),
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/@]+@"), r"\1:" + REDACTED + "@"),
-    (re.compile(r"(?i)\b(password)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)"), r"\1=" + REDACTED),
-    (re.compile(r"(?i)\b(password)\s+'(?:[^']|'')*'"), r"\1 " + REDACTED),
+    (re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+\.[\w-]*"), REDACTED),
+    (re.compile(r"(://[^\s:/@]*):[^\s/@]+@"), r"\1:" + REDACTED + "@"),
+    (re.compile(rf"(?is){_SECRET_NAME}\s*=\s*({_SINGLE}|{_DOUBLE}|\S+)"), r"\1=" + REDACTED),
+    (re.compile(rf'(?is){_SECRET_NAME}("\s*:\s*){_DOUBLE}'), r'\1\2"' + REDACTED + '"'),
+    (re.compile(rf"(?is)\b(password)\s+E?{_SINGLE}"), r"\1 " + REDACTED),
     (re.compile(r"SCRAM-SHA-256\$[^\s\"']+"), REDACTED),
 )
 
@@ -24,13 +30,13 @@ class Redactor:
     """Know the secrets of this process and remove them, and whatever looks like one, from texts."""
 
     def __init__(self) -> None:
-        self._secrets: dict[str, None] = {}
+        self._secrets: tuple[str, ...] = ()
 
     def learn(self, secrets: Iterable[str | None]) -> None:
         """Remember values that must never appear; very short ones would black out ordinary words and are skipped."""
-        for secret in secrets:
-            if secret is not None and len(secret) >= _SHORTEST_SECRET:
-                self._secrets[secret] = None
+        known = {*self._secrets, *(s for s in secrets if s is not None and len(s) >= _SHORTEST_SECRET)}
+        # Longest first: a secret that begins another one must not leave the other's tail.
+        self._secrets = tuple(sorted(known, key=len, reverse=True))
 
     def __call__(self, text: str) -> str:
         """Return the text without secrets."""

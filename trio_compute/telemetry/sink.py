@@ -57,9 +57,9 @@ class Sink:
     def _drain(self) -> None:
         while True:
             with self._condition:
-                while not self._queue and not self._closing:
+                while not (self._queue or self._unreported or self._closing):
                     self._condition.wait()
-                if not self._queue:
+                if not (self._queue or self._unreported):
                     return
                 batch = b"".join(self._queue)
                 self._queue.clear()

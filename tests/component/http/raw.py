@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -53,15 +52,16 @@ class RawClient:
             while True:
                 match event := parser.next_event():
                     case h11.NEED_DATA:
-                        parser.receive_data(await self.stream.receive_some(65536))
+                        data = await self.stream.receive_some(65536)
+                        if not data:
+                            raise EOFError("the server closed the connection without a whole answer")
+                        parser.receive_data(data)
                     case h11.Response():
                         head = event
                     case h11.Data():
                         body += event.data
                     case h11.EndOfMessage():
                         break
-                    case h11.ConnectionClosed():
-                        raise EOFError("the server closed the connection without an answer")
         self._unread = parser.trailing_data[0]
         assert head is not None
         headers = {name.decode(): value.decode() for name, value in head.headers}
@@ -107,7 +107,7 @@ def open_sockets() -> int:
     count = 0
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            count += os.readlink(entry).startswith("socket:")
+            count += str(entry.readlink()).startswith("socket:")
         except FileNotFoundError:
             continue
     return count

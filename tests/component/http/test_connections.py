@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
-
-import pytest
 
 from tests.component.http.logs import LogLines
 from tests.component.http.raw import Answer, RawClient, connect, open_sockets, request_text

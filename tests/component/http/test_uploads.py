@@ -7,7 +7,7 @@ import json
 import pytest
 import trio
 
-from tests.component.http.raw import connect, open_sockets, request_text
+from tests.component.http.raw import RawClient, connect, open_sockets, request_text
 from tests.component.http.world import JSON, World, configure_body, open_world, stands
 from trio_compute.lifecycle.status import Status
 
@@ -72,8 +72,7 @@ async def test_a_body_that_never_ends_is_cut_off() -> None:
         await client.send(request_text("POST", "/nowhere", headers={"transfer-encoding": "chunked"}))
         assert (await client.answer(to="POST")).status == 404
         with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
-            while True:
-                await client.send(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
+            await send_for_ever(client, b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
 
 
 async def test_many_unwanted_uploads_at_once_leave_nothing() -> None:
@@ -131,6 +130,11 @@ async def test_a_body_in_tiny_chunks_arrives_whole() -> None:
         await client.send(b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
         answer = await client.answer(to="POST")
         assert (answer.status, json.loads(answer.body)["error"]) == (412, "invalid compute status: init")
+
+
+async def send_for_ever(client: RawClient, piece: bytes) -> None:
+    while True:
+        await client.send(piece)
 
 
 async def still_serves(world: World) -> None:

@@ -82,9 +82,15 @@ class World:
         headers = {} if token is None else bearer() if token is _GOOD else bearer(token)
         return http_client(self.internal_port if internal else self.port, headers)
 
+    @property
+    def waiting(self) -> int:
+        """Return how many tasks wait for a change of status."""
+        return len(self.compute._cell._waiters)
+
     async def take_job(self) -> Job:
         """Take the next job as the applying task does."""
         job = await self.queue.next()
+        assert job is not None
         self.compute.apply(ev.ApplyBegan())
         return job
 

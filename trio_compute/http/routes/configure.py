@@ -10,7 +10,6 @@ from trio_compute.http.problems import CONTENT_TYPE, Problem, unacceptable_body,
 from trio_compute.http.routes.status import status_body
 from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.status import Status
-from trio_compute.lifecycle.transitions import IllegalTransition
 from trio_compute.model.decode import decode
 from trio_compute.model.parsed import ParsedSpec, parse_spec
 from trio_compute.model.requests import ConfigureRequest
@@ -46,15 +45,13 @@ def _queue(context: Context, body: ConfigureRequest) -> Job:
     except SpecError as error:
         raise Problem(400, str(error)) from None
     learn_spec(parsed)
+    status = compute.state.status
+    if not compute.allows(ev.ApplyQueued) or (status is Status.FAILED and not compute.postgres_running):
+        raise wrong_status(status)
     if compute.ending.value is not None:
         raise Problem(503, "compute is terminating")
     _refuse_another_identity(context, parsed)
-    if compute.state.status is Status.FAILED and not compute.postgres_running:
-        raise Problem(412, f"invalid compute status: {Status.FAILED.kebab}")
-    try:
-        compute.apply(ev.ApplyQueued())
-    except IllegalTransition as error:
-        raise wrong_status(error) from None
+    compute.apply(ev.ApplyQueued())
     return context.queue.submit(parsed)
 
 

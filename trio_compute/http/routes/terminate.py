@@ -24,7 +24,7 @@ async def terminate(context: Context, request: Request) -> Response:
         try:
             compute.request_termination(immediate=mode == "immediate")
         except IllegalTransition as error:
-            raise wrong_status(error) from None
+            raise wrong_status(error.status) from None
     return _answer(await compute.reach(Status.TERMINATED), 200)
 
 
