@@ -89,7 +89,7 @@ async def _fetch_once(url: str, token: str | None) -> ComputeConfig:
     except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError) as error:
         counters.increment(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status="unknown")
         raise _Transient(brief(error) or type(error).__name__) from None
-    status = f"{response.status_code} {response.reason_phrase}".rstrip()
+    status = f"{response.status_code} {httpx.codes.get_reason_phrase(response.status_code)}".rstrip()
     counters.increment(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status=status)
     if response.status_code in {502, 503}:
         raise _Transient(f"status {response.status_code}")
