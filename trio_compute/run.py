@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import trio
 
@@ -17,7 +17,6 @@ from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.ending import Ending, Urgency, asked_for, exit_code, linger_seconds, needs_final_sync
 from trio_compute.lifecycle.status import TERMINATION_PENDING
-from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import parse_spec
 from trio_compute.model.spec import ComputeConfig
 from trio_compute.plan.unapplied import unapplied
@@ -27,13 +26,11 @@ from trio_compute.services.apply_queue import ApplyQueue, Job, Rejected, Succeed
 from trio_compute.services.configure import Configurator
 from trio_compute.services.prepare import prepare_pgdata, sync_with_retries
 from trio_compute.services.signals import relay_signals
-from trio_compute.services.supervise import best_effort, critical
+from trio_compute.services.supervise import best_effort, critical, run_unless
 from trio_compute.settings import Settings
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import learn_spec, redact
 from trio_compute.telemetry.spans import Recorder
-
-T = TypeVar("T")
 
 log = get_logger("run")
 
@@ -93,7 +90,7 @@ async def run(settings: Settings, host: Host, make_servers: MakeServers, *, span
         if os.getpid() == 1:
             root.start_soon(critical, compute, "reaper", reap_orphans)
         try:
-            config = await _unless_ending(compute, host.obtain_config)
+            config = await run_unless(compute.wait_ending, host.obtain_config)
             # A signal that comes before the configuration leaves nothing to stop.
             code = 0 if config is None else await _run_configured(life, config, make_servers)
         except ComputeError as error:
@@ -102,27 +99,6 @@ async def run(settings: Settings, host: Host, make_servers: MakeServers, *, span
     if failure is not None:
         raise failure
     return code
-
-
-async def _unless_ending(compute: Compute, function: Callable[[], Awaitable[T]]) -> T | None:
-    """Return what the function returns, or None when a signal came before it did."""
-    results: list[T] = []
-    failure: ComputeError | None = None
-    async with trio.open_nursery() as nursery:
-
-        async def give_up() -> None:
-            await compute.ending.wait_for(lambda ending: ending is not None)
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(give_up)
-        try:
-            results.append(await function())
-        except ComputeError as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return results[0] if results else None
 
 
 async def _run_configured(life: Life, config: ComputeConfig, make_servers: MakeServers) -> int:
@@ -134,7 +110,7 @@ async def _run_configured(life: Life, config: ComputeConfig, make_servers: MakeS
         if compute.ending.value is None:
             compute.apply(ev.SpecKnown(spec=first.spec, at=dt.datetime.now(dt.UTC)))
     elif not compute.settings.lakebase_mode:
-        await _unless_ending(compute, partial(best_effort, "memory warm-up", life.host.warm_vm_memory))
+        await run_unless(compute.wait_ending, partial(best_effort, "memory warm-up", life.host.warm_vm_memory))
     async with trio.open_nursery() as outer:
         servers = make_servers(compute, life.queue, config)
         await outer.start(_serve_critically, compute, servers)
@@ -233,7 +209,7 @@ async def wind_down(life: Life) -> ev.Terminated:
     terminated = await _final_sync(life)
     compute.finish(terminated)
     if life.postmaster is not None:
-        await _unless_pressed(compute, partial(best_effort, "core dumps", life.host.log_backtraces))
+        await run_unless(compute.wait_pressed, partial(best_effort, "core dumps", life.host.log_backtraces))
     return terminated
 
 
@@ -247,54 +223,35 @@ async def _final_sync(life: Life) -> ev.Terminated:
         is_primary=life.is_primary,
     ):
         return ev.Terminated()
-    results: list[Lsn] = []
+    limit = compute.settings.deadlines.final_sync
     error = "final safekeeper sync was interrupted by a signal"
-
-    async def sync() -> None:
-        nonlocal error
-        limit = compute.settings.deadlines.final_sync
-        try:
-            with trio.fail_after(limit):
-                results.append(await sync_with_retries(compute, life.host, parsed))
-        except trio.TooSlowError:
-            error = f"final safekeeper sync took longer than {limit:.0f} s"
-        except ComputeError as failure:
-            error = redact(f"final safekeeper sync failed: {cause_chain(failure)}")
-
-    await _unless_pressed(compute, sync)
-    if results:
-        return ev.Terminated(flush_lsn=results[0])
+    try:
+        with trio.fail_after(limit):
+            lsn = await run_unless(compute.wait_pressed, partial(sync_with_retries, compute, life.host, parsed))
+        if lsn is not None:
+            return ev.Terminated(flush_lsn=lsn)
+    except trio.TooSlowError:
+        error = f"final safekeeper sync took longer than {limit:.0f} s"
+    except ComputeError as failure:
+        error = redact(f"final safekeeper sync failed: {cause_chain(failure)}")
     log.error("no final LSN", error=error)
     return ev.Terminated(error=error)
-
-
-async def _unless_pressed(compute: Compute, function: Callable[[], Awaitable[None]]) -> None:
-    """Run something that a stop signal cuts short."""
-    async with trio.open_nursery() as nursery:
-
-        async def give_up() -> None:
-            await compute.urgency.wait_for(lambda urgency: urgency >= Urgency.PRESSED)
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(give_up)
-        await function()
-        nursery.cancel_scope.cancel()
 
 
 async def _linger(compute: Compute, terminated: ev.Terminated) -> None:
     """Keep answering for a while; a late `/terminate` gets the verdict too, and with `immediate` cuts this short."""
     deadlines = compute.settings.deadlines
     seconds = linger_seconds(compute.ending.value, deadlines, had_spec=compute.state.spec is not None)
-    async with trio.open_nursery() as nursery:
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
 
-        async def finish_late() -> None:
-            await compute.reach(*TERMINATION_PENDING)
-            compute.finish(terminated)
+            async def finish_late() -> None:
+                await compute.reach(*TERMINATION_PENDING)
+                compute.finish(terminated)
 
-        nursery.start_soon(finish_late)
-        with trio.move_on_after(seconds):
+            nursery.start_soon(finish_late)
             await compute.linger_cut.wait()
             if compute.urgency.value < Urgency.PRESSED:
                 await trio.sleep(deadlines.brief_linger)
-        nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
     compute.finish(terminated)

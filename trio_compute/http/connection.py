@@ -44,12 +44,12 @@ class _Http1(H11Protocol):
         """Take no offer of HTTP/2."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
-        await super()._create_stream(
-            h11.Request(
-                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+        kept = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        if len(kept) < len(request.headers):
+            request = h11.Request(
+                method=request.method, target=request.target, headers=kept, http_version=request.http_version
             )
-        )
+        await super()._create_stream(request)
 
     @property
     def has_unread_body(self) -> bool:

@@ -70,6 +70,14 @@ class Compute:
         """Wait until the status is one of these, and return the state that matched even if it moved on since."""
         return await self._cell.wait_for(lambda state: state.status in statuses)
 
+    async def wait_ending(self) -> None:
+        """Wait until the compute begins to end."""
+        await self.ending.wait_for(lambda ending: ending is not None)
+
+    async def wait_pressed(self) -> None:
+        """Wait until a stop signal or its like leaves no patience for anything but Postgres."""
+        await self.urgency.wait_for(lambda urgency: urgency >= Urgency.PRESSED)
+
     def end(self, ending: Ending, urgency: Urgency = Urgency.CALM) -> None:
         """Begin the end, whatever the phase; the first reason stays, the highest urgency counts."""
         if self.ending.value is None:

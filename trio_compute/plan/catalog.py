@@ -6,6 +6,7 @@ per-database work, extensions and migrations are not planned yet.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from psycopg import sql
 
 MAX_NAME_BYTES = 63
+
+# Exactly one word or number: `5--` would comment out the rest of the statement.
+_BARE_VALUE = re.compile(r"\A(?:[A-Za-z_][A-Za-z0-9_]*|-?[0-9]+(?:\.[0-9]+)?)\Z")
 
 
 class Catalog(Struct, frozen=True):
@@ -53,10 +57,22 @@ def stored_password(role: Role) -> str | None:
 
 
 def _check_names(cluster: Cluster) -> None:
-    for kind, objects in (("role", cluster.roles), ("database", cluster.databases)):
-        for entry in objects:
-            if not entry.name or "\0" in entry.name or len(entry.name.encode(errors="replace")) > MAX_NAME_BYTES:
-                raise SpecError(f"{kind} name {entry.name[:80]!r} must have 1 to {MAX_NAME_BYTES} bytes and no NUL")
+    names = (
+        *(("role", role.name) for role in cluster.roles),
+        *(("database", database.name) for database in cluster.databases),
+        *(("database owner", database.owner) for database in cluster.databases),
+    )
+    for kind, name in names:
+        if not name or "\0" in name or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+            raise SpecError(f"{kind} name {name[:80]!r} must have 1 to {MAX_NAME_BYTES} bytes and no NUL")
+
+
+def _literal(value: str, what: str) -> sql.Literal:
+    from psycopg import sql
+
+    if "\0" in value:
+        raise SpecError(f"{what} holds a NUL character")
+    return sql.Literal(value)
 
 
 def _privileged_role(name: str, catalog: Catalog) -> Iterator[Statement]:
@@ -77,7 +93,8 @@ def _role(role: Role, privileged_role: str, catalog: Catalog) -> Iterator[Statem
 
     wanted = stored_password(role)
     name = sql.Identifier(role.name)
-    password = sql.SQL("LOGIN PASSWORD {}").format(sql.SQL("NULL") if wanted is None else sql.Literal(wanted))
+    literal = sql.SQL("NULL") if wanted is None else _literal(wanted, f"password of role {role.name!r}")
+    password = sql.SQL("LOGIN PASSWORD {}").format(literal)
     options = [*_options(role.options), password]
     if role.name not in catalog.role_passwords:
         attributes = sql.SQL("INHERIT CREATEROLE CREATEDB BYPASSRLS REPLICATION IN ROLE {}").format(
@@ -120,6 +137,6 @@ def _option_value(option: GenericOption) -> sql.Composable:
     from psycopg import sql
 
     value = option.value or ""
-    if option.vartype != "string" and value.replace("_", "").replace("-", "").replace(".", "").isalnum():
+    if option.vartype != "string" and _BARE_VALUE.match(value):
         return sql.SQL(value)  # a bare word or number, checked above
-    return sql.Literal(value)
+    return _literal(value, f"option {option.name!r}")

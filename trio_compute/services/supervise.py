@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
+
+import trio
 
 from trio_compute.errors import cause_chain
 from trio_compute.lifecycle.compute import Compute
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import redact
+
+T = TypeVar("T")
 
 log = get_logger("supervise")
 
@@ -29,6 +33,27 @@ async def best_effort(name: str, function: Callable[..., Awaitable[object]], *ar
         await function(*args)
     except Exception as error:  # noqa: BLE001  (nothing depends on this task, so any error of it is only worth a line)
         log.warning("task failed", task=name, error=redact(cause_chain(error)))
+
+
+async def run_unless(interrupted: Callable[[], Awaitable[object]], function: Callable[[], Awaitable[T]]) -> T | None:
+    """Return what the function returns, or None if `interrupted` returned first and cut it short."""
+    results: list[T] = []
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def interrupt() -> None:
+            await interrupted()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(interrupt)
+        try:
+            results.append(await function())
+        except Exception as error:  # noqa: BLE001  (raised again below, outside the nursery that would wrap it)
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return results[0] if results else None
 
 
 def _where(error: BaseException) -> str:

@@ -48,6 +48,8 @@ class Recorder:
         self._clock = clock
         self._origin = clock() if origin is None else origin
         self.spans: deque[Span] = deque(maxlen=MAX_SPANS)
+        # Kept apart: the start must stay known when its spans have left the queue.
+        self._newest: dict[tuple[str, bool], Span] = {}
 
     def now(self) -> float:
         """Return seconds since the origin."""
@@ -66,21 +68,18 @@ class Recorder:
             raise
         finally:
             _parent.reset(token)
-            span.duration_seconds = self.now() - span.start_seconds
+            self._finish(span)
 
     def add(self, name: str, *, start_seconds: float, **attributes: Any) -> Span:
         """Record a span that ends now and began at a moment which was taken down earlier."""
         span = Span(name=name, start_seconds=start_seconds, attributes=attributes)
-        span.duration_seconds = self.now() - start_seconds
         self.spans.append(span)
+        self._finish(span)
         return span
 
     def last(self, name: str, *, succeeded: bool = True) -> Span | None:
         """Return the newest finished span of this name, a successful one unless told otherwise."""
-        for span in reversed(self.spans):
-            if span.name == name and span.duration_seconds is not None and not (succeeded and span.failed):
-                return span
-        return None
+        return self._newest.get((name, succeeded))
 
     def metrics(self) -> MetricsResponse:
         """Return what `/metrics.json` says (contract 02 §4.2)."""
@@ -97,6 +96,12 @@ class Recorder:
             config_ms=self._milliseconds("configure_as_primary"),
             total_startup_ms=self._milliseconds("total_startup"),
         )
+
+    def _finish(self, span: Span) -> None:
+        span.duration_seconds = self.now() - span.start_seconds
+        self._newest[span.name, False] = span
+        if not span.failed:
+            self._newest[span.name, True] = span
 
     def _milliseconds(self, name: str, *, succeeded: bool = True) -> int:
         span = self.last(name, succeeded=succeeded)
