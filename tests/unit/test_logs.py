@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import trio
@@ -58,7 +59,7 @@ PIECES = st.sampled_from([FIRST, SECOND, b"text", b"\n", b"\n", b"", b" ", b"\xf
 def test_records_do_not_depend_on_where_the_stream_is_cut(pieces: Sequence[bytes], cuts: Sequence[int]) -> None:
     stream = b"".join(pieces)
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    chunks = [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    chunks = [stream[start:end] for start, end in pairwise(edges)]
     records = join(stream)
     assert join(*chunks) == records
     assert all(record.replace(ZWSP, b"").strip() for record in records)
@@ -118,10 +119,10 @@ class Records:
 
 
 @pytest.fixture
-def records(monkeypatch: pytest.MonkeyPatch) -> Iterator[Records]:
+def records(monkeypatch: pytest.MonkeyPatch) -> Records:
     records = Records()
     monkeypatch.setattr(logs, "sink", records)
-    yield records
+    return records
 
 
 @pytest.fixture

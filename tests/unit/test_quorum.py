@@ -79,7 +79,7 @@ def test_a_slower_member_does_not_change_what_was_decided() -> None:
 
 
 def test_a_split_vote_of_an_even_number_is_never_decided_but_proves_nothing() -> None:
-    """n = 4 with two answers and two failures: everybody was heard and no rule of 07 §6 stops the wait."""
+    """Two answers and two failures of four: everybody was heard and no rule of 07 §6 stops the wait."""
     votes = ballot(4, IN_SYNC, IN_SYNC, FAIL, FAIL)
     assert not votes.decided
     assert votes.synced_at() is None

@@ -17,7 +17,9 @@ from trio_compute.telemetry.logging import format_line
 from trio_compute.telemetry.redaction import REDACTED, Redactor, learn_spec, redact
 
 SECRET = "s3cr3tvalue"
-JWT = ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in ('{"alg":"EdDSA"}', '{"a":1}', SECRET))
+JWT = ".".join(
+    base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in ('{"alg":"EdDSA"}', '{"a":1}', SECRET)
+)
 SCRAM = "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVkczNjcjN0:c2VydmVyczNjcjN0"
 
 
@@ -75,7 +77,7 @@ def test_the_statement_of_a_role_with_a_backslash_in_its_password_is_redacted() 
         "cannot connect to postgresql://no_user@ps-1.local:6400/db?x=y",
         "http://127.0.0.1:3080/status answered 200",
         "GET /configure took 5 ms",
-        "password authentication failed for user \"cloud_admin\"",
+        'password authentication failed for user "cloud_admin"',
         "role passwords differ",
         "2026-01-15 12:00:00.000 UTC [1] LOG:  database system is ready to accept connections",
         "delta operation rename_db requires new_name",
@@ -124,8 +126,11 @@ def test_redacting_twice_changes_nothing_more(text: str) -> None:
     assert SECRET not in once
 
 
-UNITS = ["a", "a:", "a-", "a.", "a+a", "://", "a://b:", "eyJ", "eyJ-", "eyJa.", "eyJa.eyJ-", "password ", "password='", "\\", "'",
-         '"', 'password":', "password = ", "password" + " " * 50, "bearer ", "bearer\t\t", "SCRAM-SHA-256$", " "]  # fmt: skip
+UNITS = [
+    *("a", "a:", "a-", "a.", "a+a", "://", "a://b:", "eyJ", "eyJ-", "eyJa.", "eyJa.eyJ-", "\\", "'", '"', " "),
+    *("password ", "password='", 'password":', "password = ", "password" + " " * 50),
+    *("bearer ", "bearer\t\t", "SCRAM-SHA-256$"),
+]
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -146,7 +151,9 @@ SECRETS = {
 }
 
 
-def test_nothing_of_a_spec_that_is_secret_survives_a_scan_of_everything_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_a_spec_that_is_secret_survives_a_scan_of_everything_about_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """B-12: print all there is in every form that a log, an error or an answer may have, and search it."""
     fresh = Redactor()
     monkeypatch.setattr(redaction, "redact", fresh)

@@ -90,8 +90,8 @@ def test_the_number_of_dropped_records_is_said_once_there_is_room(pipe: Pipe) ->
     with reading(pipe) as result:
         assert sink.close(5)
     text = result[0].replace(RECORD, b"").decode()
-    assert [int(line.split()[0]) for line in text.splitlines()] == [dropped]
-    assert "dropped" in text
+    assert sum(int(line.split()[0]) for line in text.splitlines()) == dropped
+    assert all("dropped" in line for line in text.splitlines())
 
 
 def test_dropped_records_are_reported_without_waiting_for_another_one(pipe: Pipe) -> None:

@@ -1,7 +1,9 @@
-"""An embedded pageserver: basebackups over libpq in Neon's grammar, with faults on demand (contract 07 §4)."""
+"""An embedded pageserver: basebackups and leases over libpq in Neon's grammar, with faults on demand (07 §4, §8)."""
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from trio_compute.errors import StorageError
 from trio_compute.model.ids import Lsn, is_hex_id
 
 FLAGS = frozenset({"--gzip", "--replica"})
+SHARD = re.compile(r"[0-9a-fA-F]{4}")
 
 
 class BasebackupCommand(Struct, frozen=True):
@@ -39,6 +42,10 @@ class Faults(Struct):
     corrupt_at_byte: int | None = None
     error_before_copy_done: bool = False
     error_after_copy_done: bool = False
+    lease_seconds: float = 600.0
+    lease_refused: bool = False
+    lease_error: bool = False
+    lease_delay_seconds: float = 0.0
 
 
 def parse_basebackup(query: str) -> BasebackupCommand:
@@ -61,11 +68,49 @@ def parse_basebackup(query: str) -> BasebackupCommand:
     return BasebackupCommand(tenant, timeline, lsn, "--gzip" in rest, "--replica" in rest)
 
 
+class LeaseCommand(Struct, frozen=True):
+    """Hold a parsed lease command; `tenant_shard` is the tenant's id with the shard's index, if it has one."""
+
+    tenant_shard: str
+    timeline: str
+    lsn: Lsn
+
+
+def parse_lease(query: str) -> LeaseCommand:
+    """Return the command; raise WireError (contract 07 §8)."""
+    words = query.split()
+    if len(words) != 5 or words[1].lower() != "lsn":
+        raise WireError(f"cannot parse query: {query[:100]}")
+    tenant, _, shard = words[2].partition("-")
+    if not (is_hex_id(tenant) and is_hex_id(words[3])) or (shard and SHARD.fullmatch(shard) is None):
+        raise WireError("invalid tenant shard or timeline id")
+    try:
+        return LeaseCommand(words[2].lower(), words[3].lower(), Lsn.parse(words[4]))
+    except ValueError as error:
+        raise WireError(str(error)) from None
+
+
+class Leases:
+    """Remember until when which LSNs are leased; a longer lease is kept, an LSN that is gone gets none."""
+
+    def __init__(self) -> None:
+        self._expiries: dict[tuple[str, str, Lsn], float] = {}
+
+    def grant(self, snapshots: Snapshots, key: tuple[str, str, Lsn], seconds: float) -> float | None:
+        """Return until when an LSN is leased, in Unix seconds, or None if it cannot be."""
+        oldest = min(snapshots.lsns(), default=None)
+        if oldest is None or key[2] < oldest:
+            return None
+        self._expiries[key] = max(self._expiries.get(key, 0.0), time.time() + seconds)
+        return self._expiries[key]
+
+
 class Pageserver:
     """Serve the snapshots of some timelines."""
 
     def __init__(self, timelines: Mapping[tuple[str, str], Snapshots]) -> None:
         self._timelines = timelines
+        self._leases = Leases()
         self.faults = Faults()
         self.commands: list[str] = []
 
@@ -78,10 +123,24 @@ class Pageserver:
         word = (query.split() or [""])[0].lower()
         if word == "basebackup":
             await self._send_basebackup(session, parse_basebackup(query))
+        elif word == "lease":
+            await self._send_lease(session, parse_lease(query))
         elif word == "set" and len(query.split()) > 1:
             await session.send_rows([], [], "SELECT 1")
         else:
             raise WireError(f"cannot parse query: {query[:100]}")
+
+    async def _send_lease(self, session: Session, command: LeaseCommand) -> None:
+        await trio.sleep(self.faults.lease_delay_seconds)
+        snapshots = self._timelines.get((command.tenant_shard.partition("-")[0], command.timeline))
+        if self.faults.lease_error:
+            raise WireError(self.faults.error_text)
+        if snapshots is None:
+            raise WireError("not found")
+        key = (command.tenant_shard, command.timeline, command.lsn)
+        expiry = None if self.faults.lease_refused else self._leases.grant(snapshots, key, self.faults.lease_seconds)
+        milliseconds = None if expiry is None else str(int(expiry * 1000))
+        await session.send_rows(["valid_until"], [[milliseconds]], "SELECT 1")
 
     async def _send_basebackup(self, session: Session, command: BasebackupCommand) -> None:
         snapshots = self._timelines.get((command.tenant.lower(), command.timeline.lower()))

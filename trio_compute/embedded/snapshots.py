@@ -20,6 +20,7 @@ GZIP_LEVEL = 1
 SKIPPED_FILES = frozenset(
     {"postgresql.conf", "postmaster.pid", "postmaster.opts", "standby.signal", "compute_ctl_temp_override.conf"}
     | {"server.key", "server.crt", "logfile", "neon.signal", "zenith.signal", "neon-communicator.socket"}
+    | {"recovery.signal"}
 )
 EMPTIED_DIRECTORIES = frozenset({"pg_wal", "pg_dynshmem", "pg_stat_tmp", "pg_replslot", "log"})
 
@@ -43,12 +44,16 @@ class Snapshots:
         """Return the newest LSN, or None while there is no snapshot."""
         return max(self.lsns(), default=None)
 
-    def at(self, lsn: Lsn | None) -> Path:
-        """Return the snapshot that serves an LSN: the newest one not after it; raise StorageError if there is none."""
+    def newest_at(self, lsn: Lsn | None) -> Lsn:
+        """Return the newest LSN that is not after one; raise StorageError if there is none."""
         known = [candidate for candidate in self.lsns() if lsn is None or candidate <= lsn]
         if not known:
             raise StorageError("not found" if lsn is None else f"no basebackup at or before {lsn}")
-        return self.path(known[-1])
+        return known[-1]
+
+    def at(self, lsn: Lsn | None) -> Path:
+        """Return the snapshot that serves an LSN: the newest one not after it; raise StorageError if there is none."""
+        return self.path(self.newest_at(lsn))
 
     def capture(self, pgdata: Path, lsn: Lsn, wal_file: str, *, keep: int = 3) -> None:
         """Pack a data directory at rest into the snapshot of an LSN; blocking. Older ones beyond `keep` are removed."""
@@ -56,14 +61,26 @@ class Snapshots:
         target = self.path(lsn)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
+            temporary.touch(mode=0o600)
             with gzip_ng.open(temporary, "wb", compresslevel=GZIP_LEVEL) as stream:  # type: ignore[no-untyped-call]
                 _pack(pgdata, wal_file, stream)
+            _sync(temporary)
             temporary.replace(target)
+            _sync(self._directory)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise HostError(f"cannot capture {pgdata}: {error.strerror}") from error
         for old in self.lsns()[:-keep]:
             self.path(old).unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a directory to the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _pack(pgdata: Path, wal_file: str, stream: io.BufferedIOBase | gzip_ng.GzipNGFile) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 from pathlib import Path
 
 from trio_compute.settings import Settings
 from trio_compute.telemetry.logging import get_logger
+
+_PID = re.compile(r"\A[0-9]{1,10}\Z")
+_HIGHEST_PID = 2**22  # of Linux; kill() takes no number beyond 31 bits
 
 log = get_logger("neighbours")
 
@@ -32,7 +36,7 @@ def _pid_in(path: Path) -> int | None:
         text = path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return None
-    if not (text.isascii() and text.isdigit()) or int(text) < 2:
+    if _PID.match(text) is None or not 2 <= int(text) <= _HIGHEST_PID:
         log.warning("pid file holds no pid", path=path)
         return None
     return int(text)

@@ -43,7 +43,7 @@ def resolve_run_as(name: str | None) -> RunAs:
             raise UsageError(f"--run-as {name}: only root can start Postgres as another user")
         return RunAs()
     try:
-        entry = pwd.getpwnam(name or DEFAULT_USER)
+        entry = pwd.getpwnam(DEFAULT_USER if name is None else name)
     except KeyError:
         if name is None:
             raise UsageError("started as root: name an ordinary user for Postgres with --run-as") from None

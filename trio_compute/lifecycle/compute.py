@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import deque
+from collections.abc import Callable
 
 import trio
 from msgspec import Struct
@@ -14,6 +15,7 @@ from trio_compute.lifecycle.ending import Ending, Urgency
 from trio_compute.lifecycle.events import Event
 from trio_compute.lifecycle.status import TERMINATION_PENDING, Status
 from trio_compute.lifecycle.transitions import TABLE, State, transition
+from trio_compute.model.parsed import ParsedSpec
 from trio_compute.settings import Settings
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.spans import Recorder
@@ -77,6 +79,10 @@ class Compute:
     async def wait_pressed(self) -> None:
         """Wait until a stop signal or its like leaves no patience for anything but Postgres."""
         await self.urgency.wait_for(lambda urgency: urgency >= Urgency.PRESSED)
+
+    async def until_spec(self, predicate: Callable[[ParsedSpec | None], bool]) -> None:
+        """Wait until the predicate holds for the spec; the present one counts, and none that follows is missed."""
+        await self._cell.wait_for(lambda state: predicate(state.spec))
 
     def end(self, ending: Ending, urgency: Urgency = Urgency.CALM) -> None:
         """Begin the end, whatever the phase; the first reason stays, the highest urgency counts."""

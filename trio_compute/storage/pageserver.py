@@ -1,30 +1,33 @@
-"""Fetch a basebackup over libpq: one connection, one worker thread, constant memory (contract 07 §4)."""
+"""Fetch a basebackup: one connection, one worker thread, constant memory (contract 07 §4)."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
 from msgspec import Struct
 
 from trio_compute.db.target import Target
-from trio_compute.errors import ComputeError, SpecError, StorageError
+from trio_compute.errors import SpecError, StorageError
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN, Lsn
 from trio_compute.model.parsed import ParsedSpec, shard_zero_url
 from trio_compute.model.spec import PageserverProtocol
 from trio_compute.settings import Deadlines
+from trio_compute.storage.interruptible import Inflow, run_interruptible
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.spans import Recorder
 
 if TYPE_CHECKING:
+    import psycopg
     from psycopg.pq.abc import PGconn
 
-IDLE_CHECK_SECONDS = 1.0
+Chunk = bytes | bytearray | memoryview
 
 log = get_logger("pageserver")
 
@@ -51,10 +54,19 @@ async def fetch_basebackup(
     parsed: ParsedSpec, pgdata: Path, lsn: Lsn, *, run_as: RunAs, spans: Recorder, deadlines: Deadlines
 ) -> Received:
     """Unpack one basebackup into PGDATA; raise StorageError or HostError when anything about it is not right."""
+    if parsed.pageservers.prefer_protocol is PageserverProtocol.GRPC:
+        from trio_compute.storage.grpc_pageserver import fetch_over_grpc as fetch
+    else:
+        fetch = fetch_over_libpq
+    return await fetch(parsed, pgdata, lsn, run_as=run_as, spans=spans, deadlines=deadlines)
+
+
+async def fetch_over_libpq(
+    parsed: ParsedSpec, pgdata: Path, lsn: Lsn, *, run_as: RunAs, spans: Recorder, deadlines: Deadlines
+) -> Received:
+    """Do what `fetch_basebackup` does, over libpq (contract 07 §4)."""
     from trio_compute.db.connection import ConnectFailed, open_connection
 
-    if parsed.pageservers.prefer_protocol is PageserverProtocol.GRPC:
-        raise StorageError("basebackup over gRPC is not supported yet; set prefer_protocol to libpq")
     target = _target(parsed)
     connecting = spans.now()
     try:
@@ -86,28 +98,13 @@ class _Pump:
         self._command = command
         self._pgdata = pgdata
         self._run_as = run_as
-        self._received_bytes = 0
-        self._stalled = False
+        self._inflow = Inflow()
         # A duplicate: shutting it down ends the thread's wait whatever has become of the original descriptor.
         self._handle = socket.socket(fileno=os.dup(pgconn.socket))
 
     async def run(self, *, idle_seconds: float) -> Received:
-        failure: ComputeError | None = None
-        received = Received(compressed_bytes=0, files=0)
         with self._handle:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._interrupt_when_cancelled)
-                nursery.start_soon(self._interrupt_when_idle, idle_seconds)
-                try:
-                    received = await trio.to_thread.run_sync(self._pump)
-                except ComputeError as error:
-                    failure = error
-                nursery.cancel_scope.cancel()
-        if self._stalled:
-            raise StorageError(f"pageserver sent nothing for {idle_seconds:.0f} s")
-        if failure is not None:
-            raise failure
-        return received
+            return await run_interruptible(self._pump, self._interrupt, inflow=self._inflow, idle_seconds=idle_seconds)
 
     def _interrupt(self) -> None:
         try:
@@ -115,38 +112,30 @@ class _Pump:
         except OSError as error:
             log.debug("pageserver socket is already down", error=error.strerror)
 
-    async def _interrupt_when_cancelled(self) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            self._interrupt()
-
-    async def _interrupt_when_idle(self, idle_seconds: float) -> None:
-        seen, since = 0, trio.current_time()
-        while trio.current_time() - since < idle_seconds:
-            await trio.sleep(min(IDLE_CHECK_SECONDS, idle_seconds))
-            if self._received_bytes != seen:
-                seen, since = self._received_bytes, trio.current_time()
-        self._stalled = True
-        self._interrupt()
-
     def _pump(self) -> Received:
         import psycopg
 
-        from trio_compute.postgres.unpack import Unpacker, check_complete
-
         try:
-            with (
-                psycopg.Connection(self._pgconn) as connection,
-                Unpacker(self._pgdata, owner=self._run_as.owner) as unpacker,
-            ):
+            with psycopg.Connection(self._pgconn) as connection, closing(self._chunks(connection)) as chunks:
                 connection.set_autocommit(True)
-                with connection.cursor() as cursor, cursor.copy(self._command) as copy:
-                    for data in copy:
-                        self._received_bytes += len(data)
-                        unpacker.feed(bytes(data))
-                summary = unpacker.finish()
+                return receive_basebackup(chunks, self._inflow, self._pgdata, self._run_as)
         except psycopg.Error as error:
             raise StorageError(f"pageserver: {brief(error)}") from None
-        check_complete(self._pgdata)
-        return Received(compressed_bytes=self._received_bytes, files=summary.files)
+
+    def _chunks(self, connection: psycopg.Connection) -> Generator[Chunk, None, None]:
+        """Yield the copy data; leaving the copy checks that the server was content to the very end (S-07)."""
+        with connection.cursor() as cursor, cursor.copy(self._command) as copy:
+            yield from copy
+
+
+def receive_basebackup(chunks: Iterable[Chunk], inflow: Inflow, pgdata: Path, run_as: RunAs) -> Received:
+    """Unpack the chunks of a basebackup to their end and check what came; blocking."""
+    from trio_compute.postgres.unpack import Unpacker, check_complete
+
+    with Unpacker(pgdata, owner=run_as.owner) as unpacker:
+        for chunk in chunks:
+            inflow.received_bytes += len(chunk)
+            unpacker.feed(memoryview(chunk))
+        summary = unpacker.finish()
+    check_complete(pgdata)
+    return Received(compressed_bytes=inflow.received_bytes, files=summary.files)

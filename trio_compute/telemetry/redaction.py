@@ -10,7 +10,7 @@ from trio_compute.model.parsed import ParsedSpec
 REDACTED = "[redacted]"
 _SHORTEST_SECRET = 4
 
-_SECRET_NAME = r"(password|auth_token|storage_token|plane_token)"
+_NAMED = r"(password|auth_token|storage_token|plane_token)"
 _SINGLE = r"'(?:[^'\\]|''|\\.)*'?"
 _DOUBLE = r'"(?:[^"\\]|\\.)*"?'
 
@@ -19,8 +19,8 @@ _PATTERNS = (
     (re.compile(r"(?i)\b(bearer)\s+[^\s\"',;]+"), r"\1 " + REDACTED),
     (re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+\.[\w-]*"), REDACTED),
     (re.compile(r"(://[^\s:/@]*):[^\s/@]+@"), r"\1:" + REDACTED + "@"),
-    (re.compile(rf"(?is){_SECRET_NAME}\s*=\s*({_SINGLE}|{_DOUBLE}|\S+)"), r"\1=" + REDACTED),
-    (re.compile(rf'(?is){_SECRET_NAME}("\s*:\s*){_DOUBLE}'), r'\1\2"' + REDACTED + '"'),
+    (re.compile(rf"(?is){_NAMED}\s*=\s*({_SINGLE}|{_DOUBLE}|\S+)"), r"\1=" + REDACTED),
+    (re.compile(rf'(?is){_NAMED}("\s*:\s*){_DOUBLE}'), r'\1\2"' + REDACTED + '"'),
     (re.compile(rf"(?is)\b(password)\s+E?{_SINGLE}"), r"\1 " + REDACTED),
     (re.compile(r"SCRAM-SHA-256\$[^\s\"']+"), REDACTED),
 )

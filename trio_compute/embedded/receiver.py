@@ -1,0 +1,229 @@
+"""The embedded safekeepers' ear: a receiver named walproposer that takes a primary's WAL as it is written.
+
+Neon's Postgres pushes its WAL to the safekeepers; vanilla Postgres only knows standbys that pull. So this one connects
+to the primary, stores what it sends, and acknowledges only what has reached the disk. With
+`synchronous_standby_names=walproposer` a commit returns when that has happened.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from trio_compute.embedded.timelines import Timeline
+from trio_compute.embedded.wire import PROTOCOL_3, message
+from trio_compute.errors import ComputeError, StorageError
+from trio_compute.model.ids import Lsn
+
+APPLICATION_NAME = "walproposer"
+RETRY_SECONDS = 0.015
+STANDBY_RETRY_SECONDS = 0.25
+REFUSED_RETRY_SECONDS = 1.0
+RECEIVE_BYTES = 256 * 1024
+POSTGRES_EPOCH_SECONDS = 946_684_800
+HEADER = struct.Struct("!cI")
+WAL_DATA = struct.Struct("!cqqq")
+KEEPALIVE = struct.Struct("!cqq?")
+STATUS = struct.Struct("!cqqqq?")
+NOT_READY = "57P03"
+
+Message = tuple[bytes, bytes]
+
+
+class ReplicationError(StorageError):
+    """Report an ErrorResponse of the primary."""
+
+    def __init__(self, text: str, sqlstate: str) -> None:
+        super().__init__(text)
+        self.sqlstate = sqlstate
+
+
+class Client:
+    """Speak the replication protocol with one primary, over a stream that is connected."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+        self.parameters: dict[str, str] = {}
+
+    async def messages(self) -> list[Message]:
+        """Return the messages that have arrived, waiting for one; raise EOFError at the end."""
+        while True:
+            found = list(self._whole_messages())
+            if found:
+                return found
+            data = await self._stream.receive_some(RECEIVE_BYTES)
+            if not data:
+                raise EOFError
+            self._buffer += data
+
+    def _whole_messages(self) -> list[Message]:
+        found, at = [], 0
+        while len(self._buffer) - at >= HEADER.size:
+            kind, length = HEADER.unpack_from(self._buffer, at)
+            if len(self._buffer) - at < length + 1:
+                break
+            found.append((kind, bytes(self._buffer[at + HEADER.size : at + length + 1])))
+            at += length + 1
+        del self._buffer[:at]
+        return found
+
+    async def log_in(self, user: str) -> None:
+        """Open a session of the replication kind, which trust must suffice for."""
+        words = ("user", user, "replication", "true", "application_name", APPLICATION_NAME, "")
+        body = struct.pack("!I", PROTOCOL_3) + b"".join(word.encode() + b"\0" for word in words)
+        await self._stream.send_all(struct.pack("!I", len(body) + 4) + body)
+        await self._until_ready()
+
+    async def query(self, command: str) -> list[list[bytes | None]]:
+        """Run a command that answers with rows."""
+        await self._stream.send_all(message(b"Q", command.encode() + b"\0"))
+        return await self._until_ready()
+
+    async def _until_ready(self) -> list[list[bytes | None]]:
+        rows = []
+        while True:
+            for kind, body in await self.messages():
+                if kind == b"E":
+                    raise _error(body)
+                if kind == b"R" and body != bytes(4):
+                    raise StorageError("the primary asks its safekeeper for a password")
+                if kind == b"S":
+                    name, value, _ = body.decode(errors="replace").split("\0")
+                    self.parameters[name] = value
+                elif kind == b"D":
+                    rows.append(_row(body))
+                elif kind == b"Z":
+                    return rows
+
+    async def start_replication(self, lsn: Lsn, line: int) -> None:
+        """Ask for WAL; it arrives as copy data."""
+        command = f"START_REPLICATION PHYSICAL {lsn} TIMELINE {line}"
+        await self._stream.send_all(message(b"Q", command.encode() + b"\0"))
+
+    async def acknowledge(self, lsn: Lsn) -> None:
+        """Say up to where WAL is safe."""
+        microseconds = int((time.time() - POSTGRES_EPOCH_SECONDS) * 1_000_000)
+        await self._stream.send_all(message(b"d", STATUS.pack(b"r", lsn, lsn, lsn, microseconds, False)))
+
+
+class Receiver:
+    """Keep receiving from whichever of some ports is the primary's."""
+
+    def __init__(self, timeline: Timeline, user: str, ports: tuple[int, ...], say: Callable[[str], object]) -> None:
+        self._timeline = timeline
+        self._user = user
+        self._ports = ports
+        self._say = say
+        self._last_trouble = ""
+        self.connected = trio.Event()
+
+    async def run(self) -> None:
+        """Connect, receive, and connect again, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for port in self._ports:
+                nursery.start_soon(self._follow, port)
+
+    async def _follow(self, port: int) -> None:
+        while True:
+            pause = RETRY_SECONDS
+            try:
+                pause = await self._session(port)
+            except ReplicationError as error:
+                if error.sqlstate != NOT_READY:
+                    pause = self._complain(error)
+            except ComputeError as error:
+                pause = self._complain(error)
+            except (OSError, EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # no primary there, or not any more
+            await trio.sleep(pause)
+
+    def _complain(self, error: ComputeError) -> float:
+        if str(error) != self._last_trouble:
+            self._last_trouble = str(error)
+            self._say(f"the safekeepers cannot receive from the primary: {error}")
+        return REFUSED_RETRY_SECONDS
+
+    async def _session(self, port: int) -> float:
+        """Receive from one connection until it ends; return how long to wait before the next."""
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            stream.setsockopt(6, 1, 1)  # TCP_NODELAY
+            client = Client(stream)
+            await client.log_in(self._user)
+            if client.parameters.get("in_hot_standby") == "on":
+                return STANDBY_RETRY_SECONDS
+            async with self._timeline.wal_lock:
+                with trio.CancelScope() as self._timeline.session:
+                    try:
+                        await self._receive(client)
+                    finally:
+                        self._timeline.session = None
+                        self._timeline.wal.close()
+        return RETRY_SECONDS
+
+    async def _receive(self, client: Client) -> None:
+        (_, line_text, *_), *_ = await client.query("IDENTIFY_SYSTEM")
+        line = int(line_text or b"0")
+        start = await self._begin(client, line)
+        await client.start_replication(start, line)
+        position = start
+        while True:
+            asked = wrote = False
+            for kind, body in await client.messages():
+                if kind == b"E":
+                    raise _error(body)
+                if kind == b"d" and body[:1] == b"w":
+                    _, at, _, _ = WAL_DATA.unpack_from(body)
+                    data = body[WAL_DATA.size :]
+                    self._timeline.wal.write(at, data, line)
+                    position, wrote = Lsn(at + len(data)), True
+                elif kind == b"d" and body[:1] == b"k":
+                    asked = asked or KEEPALIVE.unpack(body)[3]
+                elif kind == b"W":
+                    self.connected.set()
+            if wrote:
+                await trio.to_thread.run_sync(self._timeline.wal.flush)
+                self._timeline.received = position
+            if wrote or asked:
+                await client.acknowledge(position)
+
+    async def _begin(self, client: Client, line: int) -> Lsn:
+        unsettled = self._timeline.wal.unsettled
+        if unsettled is not None and line > unsettled.line:
+            ((_, history),) = await client.query(f"TIMELINE_HISTORY {line}")
+            await trio.to_thread.run_sync(self._timeline.fork, line, history or b"")
+        return await trio.to_thread.run_sync(self._timeline.begin_stream, line)
+
+
+@asynccontextmanager
+async def open_receiver(
+    timeline: Timeline, user: str, *ports: int, say: Callable[[str], object] = lambda _text: None
+) -> AsyncIterator[Receiver]:
+    """Receive from the primary that will be at one of the ports, for as long as the block runs."""
+    receiver = Receiver(timeline, user, ports, say)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(receiver.run))
+        yield receiver
+        nursery.cancel_scope.cancel()
+
+
+def _error(body: bytes) -> ReplicationError:
+    fields = {field[:1]: field[1:].decode(errors="replace") for field in body.split(b"\0") if field}
+    return ReplicationError(fields.get(b"M", "unknown error"), fields.get(b"C", "XX000"))
+
+
+def _row(body: bytes) -> list[bytes | None]:
+    (count,) = struct.unpack_from("!H", body)
+    values: list[bytes | None] = []
+    at = 2
+    for _ in range(count):
+        (length,) = struct.unpack_from("!i", body, at)
+        at += 4
+        values.append(None if length < 0 else body[at : at + length])
+        at += max(length, 0)
+    return values

@@ -1,0 +1,198 @@
+"""One timeline of an embedded world: its snapshots, the WAL after them, and how the one becomes the other."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import threading
+from pathlib import Path
+
+import trio
+from msgspec import Struct
+from zlib_ng import gzip_ng
+
+from trio_compute.embedded.replay import replayed
+from trio_compute.embedded.snapshots import Snapshots, read_control
+from trio_compute.embedded.wal import SHUTDOWN_CHECKPOINT_BYTES, Segment, Unsettled, WalStore
+from trio_compute.errors import HostError, StorageError
+from trio_compute.host.run_as import RunAs
+from trio_compute.model.ids import INVALID_LSN, Lsn
+
+
+class AtRest(Struct, frozen=True):
+    """Describe a data directory that was stopped cleanly: the LSN of its last checkpoint, and that one's segment."""
+
+    pgdata: Path
+    lsn: Lsn
+    segment: Segment
+
+
+class Timeline:
+    """Own the directory of a timeline.
+
+    Who streams into the WAL store holds `wal_lock`; `session` cancels it. The blocking methods below may be called
+    from any thread, one at a time, while nobody streams.
+    """
+
+    def __init__(self, timeline_id: str, directory: Path, bin_directory: Path, run_as: RunAs) -> None:
+        self.timeline_id = timeline_id
+        self.directory = directory
+        self.snapshots = Snapshots(directory)
+        self.wal = WalStore(directory / "wal", run_as)
+        self.pgdatas: list[Path] = []
+        self.wal_lock = trio.Lock()
+        self.session: trio.CancelScope | None = None
+        self.received: Lsn | None = None
+        self._bin = bin_directory
+        self._run_as = run_as
+        self._one_at_a_time = threading.Lock()
+
+    def positions(self) -> tuple[Lsn, Lsn] | None:
+        """Return how far WAL is safe here and how far it is settled, or None when everything is settled.
+
+        As long as they differ, a compute that asks cannot take the timeline for synced, and syncs first.
+        """
+        unsettled = self.wal.unsettled
+        if unsettled is None:
+            return None
+        if self.received is None:
+            self.received = self.wal.end() or INVALID_LSN
+        base = Lsn.parse(unsettled.base)
+        return max(base, self.received), base
+
+    def recover(self) -> Lsn | None:
+        """Make a snapshot of what is newer than the newest one; return its LSN, or None when there is nothing.
+
+        A data directory at rest is taken as it is; what a crash left is replayed from the stored WAL.
+        """
+        with self._one_at_a_time:
+            rest = self._newest_at_rest()
+            if rest is not None and self._is_complete(rest):
+                return self._take(rest)
+            if self.wal.unsettled is None or self.session is not None:
+                return None
+            return self._replay()
+
+    async def settle(self) -> Lsn | None:
+        """End the stream of whoever is still connected, then recover."""
+        if self.session is not None:
+            self.session.cancel()
+        async with self.wal_lock:
+            return await trio.to_thread.run_sync(self.recover)
+
+    def begin_stream(self, line: int) -> Lsn:
+        """Get ready to store the WAL of a primary on a line of history; return from where. Blocking.
+
+        A line after the stored one needs `fork` first.
+        """
+        unsettled = self.wal.unsettled
+        if unsettled is not None and self.received is not None:
+            return self.received
+        base = self.snapshots.newest()
+        if unsettled is not None or base is None:
+            raise HostError("the timeline must be recovered before a primary can stream into it")
+        segment = Segment.holding(base, line)
+        if not self.wal.path(segment).exists():
+            self.wal.put(*wal_of(self.snapshots.path(base)), base)
+        self.wal.mark_unsettled(Unsettled(str(base), line))
+        self.received = base
+        return base
+
+    def fork(self, line: int, history: bytes) -> None:
+        """Follow a promotion: the same WAL goes on under a new line from where its history says. Blocking."""
+        unsettled = self.wal.unsettled
+        if unsettled is None or self.received is None:
+            return
+        last_words = history.decode(errors="replace").split("\n")[-2].split("\t")
+        self.received = min(self.received, Lsn.parse(last_words[1]))
+        self.wal.fork(self.received, unsettled.line, line, history)
+        self.wal.mark_unsettled(Unsettled(unsettled.base, line))
+
+    def copy_state(self, target: Timeline, until: Lsn | None) -> Lsn:
+        """Make the first snapshot of another timeline from the state here at an LSN, else the last; return its LSN.
+
+        This timeline stays as it is, and may be in use. Raises StorageError when the LSN is not kept here.
+        """
+        base = self.snapshots.newest_at(until)
+        end = self.wal.end() if self.wal.unsettled is not None or until is not None else None
+        if until is not None and until > max(base, end or INVALID_LSN):
+            raise StorageError(f"{until} is in the future: the timeline ends at {max(base, end or INVALID_LSN)}")
+        if end is None or until == base or not self.wal.holds(base, until or end):
+            target.directory.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.snapshots.path(base), target.snapshots.path(base))
+            return base
+        with replayed(
+            self.snapshots,
+            self.wal,
+            base,
+            scratch=target.directory / "replay",
+            bin_directory=self._bin,
+            run_as=self._run_as,
+            until=until,
+            last_pgdata=self._last_pgdata(),
+        ) as scratch:
+            rest = self._at_rest(scratch)
+            assert rest is not None
+            return target._take(rest)
+
+    def _newest_at_rest(self) -> AtRest | None:
+        found = [rest for rest in map(self._at_rest, self.pgdatas) if rest is not None]
+        return max(found, key=lambda rest: rest.lsn, default=None)
+
+    def _at_rest(self, pgdata: Path) -> AtRest | None:
+        if not (pgdata / "global" / "pg_control").is_file():
+            return None
+        control = read_control(self._bin, pgdata)
+        if control.get("Database cluster state") != "shut down":
+            return None
+        lsn = Lsn.parse(control["Latest checkpoint location"])
+        return AtRest(pgdata, lsn, Segment.of(control["Latest checkpoint's REDO WAL file"]))
+
+    def _is_complete(self, rest: AtRest) -> bool:
+        """Tell whether a directory at rest is newer than the snapshots, and holds all that was streamed."""
+        if rest.lsn <= (self.snapshots.newest() or INVALID_LSN):
+            return False
+        return self.wal.unsettled is None or (self.wal.end() or INVALID_LSN) <= rest.lsn + SHUTDOWN_CHECKPOINT_BYTES
+
+    def _replay(self) -> Lsn:
+        base = self.snapshots.newest()
+        if base is None:
+            raise HostError(f"{self.directory} has WAL, but no snapshot to begin from")
+        with replayed(
+            self.snapshots,
+            self.wal,
+            base,
+            scratch=self.directory / "replay",
+            bin_directory=self._bin,
+            run_as=self._run_as,
+            last_pgdata=self._last_pgdata(),
+        ) as scratch:
+            rest = self._at_rest(scratch)
+            assert rest is not None
+            return self._take(rest)
+
+    def _take(self, rest: AtRest) -> Lsn:
+        """Make a snapshot of a directory at rest; the order of the steps is what a crash in between relies on."""
+        self.snapshots.capture(rest.pgdata, rest.lsn, rest.segment.name)
+        self.wal.adopt(rest.pgdata / "pg_wal", rest.lsn, rest.segment)
+        self.wal.settle()
+        self.received = None
+        oldest = self.snapshots.lsns()[0]
+        self.wal.drop_before(oldest)
+        return rest.lsn
+
+    def _last_pgdata(self) -> Path | None:
+        return next((path for path in self.pgdatas if (path / "global" / "pg_control").is_file()), None)
+
+
+def wal_of(snapshot: Path) -> tuple[Segment, bytes]:
+    """Return the WAL segment that a snapshot carries, its last entry; blocking."""
+    with gzip_ng.open(snapshot, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[no-untyped-call]
+        for entry in archive:
+            directory, _, name = entry.name.rpartition("/")
+            if directory == "pg_wal" and entry.isfile():
+                file = archive.extractfile(entry)
+                assert file is not None
+                return Segment.of(name), file.read()
+    raise StorageError(f"{snapshot} holds no WAL segment")
+
