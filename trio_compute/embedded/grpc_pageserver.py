@@ -106,8 +106,8 @@ class GrpcPageserver:
         call.wait(self.faults.delay_seconds)
         if self.faults.lease_status is not None:
             call.fail(self.faults.lease_status, self.faults.status_text)
-        metadata = self.requests[-1].metadata
-        key = (f"{metadata['neon-tenant-id']}-{metadata['neon-shard-id']}", metadata["neon-timeline-id"], lsn)
+        tenant, timeline, shard = call.identity
+        key = (f"{tenant}-{shard}", timeline, lsn)
         expires_at = self._leases.grant(snapshots, key, self.faults.lease_seconds)
         if expires_at is None:
             call.fail("FAILED_PRECONDITION", f"{lsn} is below the GC cutoff")
@@ -116,11 +116,11 @@ class GrpcPageserver:
     def _admit(self, call: _Call, method: str, message: bytes) -> Snapshots:
         """Note a request, check who sent it and return the snapshots of its timeline."""
         self.requests.append(Request(method, call.metadata, message))
-        tenant, timeline, shard = (call.metadata.get(f"neon-{name}-id", "") for name in ("tenant", "timeline", "shard"))
+        tenant, timeline, shard = call.identity
         if not (is_hex_id(tenant) and is_hex_id(timeline) and _SHARD.fullmatch(shard)):
             call.fail("INVALID_ARGUMENT", "missing or invalid metadata")
-        self._authenticate(call, tenant.lower())
-        snapshots = self._timelines.get((tenant.lower(), timeline.lower()))
+        self._authenticate(call, tenant)
+        snapshots = self._timelines.get((tenant, timeline))
         if snapshots is None:
             call.fail("NOT_FOUND", "tenant or timeline not found")
         return snapshots
@@ -148,6 +148,12 @@ class _Call:
         if not context.add_callback(self._ended.set):
             self._ended.set()
         self.metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """Return tenant, timeline and shard, unchecked."""
+        tenant, timeline, shard = (self.metadata.get(f"neon-{name}-id", "") for name in ("tenant", "timeline", "shard"))
+        return tenant.lower(), timeline.lower(), shard.lower()
 
     def fail(self, status: str, text: str) -> NoReturn:
         self._context.abort(load_grpc().StatusCode[status], text)

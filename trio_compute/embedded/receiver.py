@@ -11,7 +11,6 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 
 import trio
 
@@ -54,8 +53,7 @@ class Client:
     async def messages(self) -> list[Message]:
         """Return the messages that have arrived, waiting for one; raise EOFError at the end."""
         while True:
-            found = list(self._whole_messages())
-            if found:
+            if found := self._whole_messages():
                 return found
             data = await self._stream.receive_some(RECEIVE_BYTES)
             if not data:
@@ -152,8 +150,7 @@ class Receiver:
     async def _session(self, port: int) -> float:
         """Receive from one connection until it ends; return how long to wait before the next."""
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-            stream.setsockopt(6, 1, 1)  # TCP_NODELAY
-            client = Client(stream)
+                        client = Client(stream)
             await client.log_in(self._user)
             if client.parameters.get("in_hot_standby") == "on":
                 return STANDBY_RETRY_SECONDS
@@ -169,9 +166,8 @@ class Receiver:
     async def _receive(self, client: Client) -> None:
         (_, line_text, *_), *_ = await client.query("IDENTIFY_SYSTEM")
         line = int(line_text or b"0")
-        start = await self._begin(client, line)
-        await client.start_replication(start, line)
-        position = start
+        position = await self._begin(client, line)
+        await client.start_replication(position, line)
         while True:
             asked = wrote = False
             for kind, body in await client.messages():
@@ -193,11 +189,13 @@ class Receiver:
                 await client.acknowledge(position)
 
     async def _begin(self, client: Client, line: int) -> Lsn:
-        unsettled = self._timeline.wal.unsettled
-        if unsettled is not None and line > unsettled.line:
+        start, known_line = await trio.to_thread.run_sync(self._timeline.begin_stream)
+        if line < known_line:
+            raise StorageError("this primary is of the time before another one was promoted")
+        if line > known_line:
             ((_, history),) = await client.query(f"TIMELINE_HISTORY {line}")
-            await trio.to_thread.run_sync(self._timeline.fork, line, history or b"")
-        return await trio.to_thread.run_sync(self._timeline.begin_stream, line)
+            start = await trio.to_thread.run_sync(self._timeline.fork, line, history or b"")
+        return start
 
 
 @asynccontextmanager
@@ -207,7 +205,7 @@ async def open_receiver(
     """Receive from the primary that will be at one of the ports, for as long as the block runs."""
     receiver = Receiver(timeline, user, ports, say)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(receiver.run))
+        nursery.start_soon(receiver.run)
         yield receiver
         nursery.cancel_scope.cancel()
 

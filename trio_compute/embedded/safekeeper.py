@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from trio_compute.embedded.timelines import Timeline
 from trio_compute.embedded.wire import Session, WireError
+from trio_compute.errors import ComputeError
 from trio_compute.host.files import write_atomically
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN, Lsn
@@ -15,52 +21,77 @@ SYNC_COMMAND = "STAND_IN_SYNC"
 
 
 class Safekeeper:
-    """Keep one LSN per timeline in a file."""
+    """Keep one LSN per timeline in a file, which the computes of other branches may change at the same time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lsns: dict[str, str] = (
-            msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.exists() else {}
-        )
 
     def lsn(self, timeline: str) -> Lsn | None:
         """Return how far a timeline is safe here, or None if it is unknown."""
-        text = self._lsns.get(timeline)
+        text = self._read().get(timeline)
         return None if text is None else Lsn.parse(text)
 
     def advance(self, timeline: str, lsn: Lsn) -> None:
         """Take note that a timeline is safe up to an LSN."""
-        if lsn > (self.lsn(timeline) or INVALID_LSN):
-            self._lsns[timeline] = str(lsn)
-            write_atomically(self._path, msgspec.json.encode(self._lsns).decode(), RunAs())
+        with _locked(self._path.with_name("lock")):
+            lsns = self._read()
+            if lsn > Lsn.parse(lsns.get(timeline, "0/0")):
+                lsns[timeline] = str(lsn)
+                write_atomically(self._path, msgspec.json.encode(lsns).decode(), RunAs())
+
+    def _read(self) -> dict[str, str]:
+        return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str]) if self._path.exists() else {}
 
 
 class SafekeeperGroup:
     """Answer for the members of a group; a sync through any of them brings all to the same LSN.
 
     TIMELINE_STATUS is Neon's own command. STAND_IN_SYNC is not: it is what the wrapper around vanilla Postgres calls in
-    place of the walproposer's protocol, which only Neon's own Postgres speaks.
+    place of the walproposer's protocol, which only Neon's own Postgres speaks. At the end of a compute it brings the LSN
+    that Postgres stopped at; at a start it brings none, and what a crash left is recovered before it is answered.
     """
 
-    def __init__(self, directory: Path, members: int = 3) -> None:
+    def __init__(self, directory: Path, timelines: Mapping[tuple[str, str], Timeline], members: int = 3) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self._timelines = timelines
         self.members = [Safekeeper(directory / f"safekeeper-{number}.json") for number in range(1, members + 1)]
 
     async def handle(self, member: Safekeeper, session: Session, query: str) -> None:
         """Answer one query that was sent to a member."""
-        tenant, timeline = session.option("tenant_id"), session.option("timeline_id")
-        if tenant is None or timeline is None:
+        tenant, timeline_id = session.option("tenant_id"), session.option("timeline_id")
+        if tenant is None or timeline_id is None:
             raise WireError("tenant_id and timeline_id are required in options")
-        key = f"{tenant}/{timeline}"
+        key = f"{tenant}/{timeline_id}"
+        timeline = self._timelines.get((tenant.lower(), timeline_id.lower()))
         word, *arguments = query.split() or [""]
         if word.upper() == "TIMELINE_STATUS":
-            lsn = member.lsn(key)
-            rows = [] if lsn is None else [[str(lsn), str(lsn)]]
+            rows = self._status_rows(member, key, timeline)
             await session.send_rows(["flush_lsn", "commit_lsn"], rows, "TIMELINE_STATUS")
         elif word.upper() == SYNC_COMMAND:
+            if not arguments and timeline is not None:
+                await self._recover(key, timeline)
             await session.send_rows(["lsn"], [[str(self.sync(key, arguments))]], SYNC_COMMAND)
         else:
             raise WireError(f"cannot parse query: {brief_query(query)}")
+
+    @staticmethod
+    def _status_rows(member: Safekeeper, key: str, timeline: Timeline | None) -> list[list[str | None]]:
+        streamed = None if timeline is None else timeline.positions()
+        if streamed is not None:
+            return [[str(streamed[0]), str(streamed[1])]]
+        lsn = member.lsn(key)
+        return [] if lsn is None else [[str(lsn), str(lsn)]]
+
+    async def _recover(self, key: str, timeline: Timeline) -> None:
+        """Make a snapshot of what was streamed; who still streams it is cut off, since another primary begins."""
+        if timeline.wal.unsettled is None:
+            return
+        try:
+            lsn = await timeline.settle()
+        except ComputeError as error:
+            raise WireError(str(error)) from None
+        if lsn is not None:
+            self.sync(key, [str(lsn)])
 
     def sync(self, key: str, arguments: list[str]) -> Lsn:
         """Bring all members to the highest LSN that one of them or the caller knows, and return it."""
@@ -73,6 +104,16 @@ class SafekeeperGroup:
             for member in self.members:
                 member.advance(key, highest)
         return highest
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def brief_query(query: str) -> str:

@@ -80,33 +80,35 @@ class Timeline:
         async with self.wal_lock:
             return await trio.to_thread.run_sync(self.recover)
 
-    def begin_stream(self, line: int) -> Lsn:
-        """Get ready to store the WAL of a primary on a line of history; return from where. Blocking.
+    def begin_stream(self) -> tuple[Lsn, int]:
+        """Get ready to store what a primary streams; return from which LSN, on which line of history. Blocking.
 
-        A line after the stored one needs `fork` first.
+        Going on where the last stream ended is right as long as no snapshot was made since.
         """
         unsettled = self.wal.unsettled
         if unsettled is not None and self.received is not None:
-            return self.received
+            return self.received, unsettled.line
         base = self.snapshots.newest()
         if unsettled is not None or base is None:
             raise HostError("the timeline must be recovered before a primary can stream into it")
-        segment = Segment.holding(base, line)
-        if not self.wal.path(segment).exists():
-            self.wal.put(*wal_of(self.snapshots.path(base)), base)
-        self.wal.mark_unsettled(Unsettled(str(base), line))
+        segment = self.wal.segment_at(base)
+        if segment is None:
+            segment, content = wal_of(self.snapshots.path(base))
+            self.wal.put(segment, content, base)
+        self.wal.mark_unsettled(Unsettled(str(base), segment.line))
         self.received = base
-        return base
+        return base, segment.line
 
-    def fork(self, line: int, history: bytes) -> None:
-        """Follow a promotion: the same WAL goes on under a new line from where its history says. Blocking."""
+    def fork(self, line: int, history: bytes) -> Lsn:
+        """Follow a promotion to a new line, from where its history says; return that LSN. Blocking."""
         unsettled = self.wal.unsettled
-        if unsettled is None or self.received is None:
-            return
-        last_words = history.decode(errors="replace").split("\n")[-2].split("\t")
-        self.received = min(self.received, Lsn.parse(last_words[1]))
+        assert unsettled is not None
+        assert self.received is not None
+        *_, (_, switched_at, *_) = [row.split("\t") for row in history.decode(errors="replace").splitlines() if row]
+        self.received = min(self.received, Lsn.parse(switched_at))
         self.wal.fork(self.received, unsettled.line, line, history)
         self.wal.mark_unsettled(Unsettled(unsettled.base, line))
+        return self.received
 
     def copy_state(self, target: Timeline, until: Lsn | None) -> Lsn:
         """Make the first snapshot of another timeline from the state here at an LSN, else the last; return its LSN.

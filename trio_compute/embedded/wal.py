@@ -103,6 +103,11 @@ class WalStore:
         """Return the file of a segment."""
         return self.directory / segment.name
 
+    def segment_at(self, lsn: Lsn) -> Segment | None:
+        """Return the stored segment that an LSN lies in, on the newest line; None when it is not here."""
+        found = [segment for segment in segments_in(self.directory) if segment.start == lsn - lsn % SEGMENT_BYTES]
+        return found[-1] if found else None
+
     def write(self, lsn: int, data: bytes, line: int) -> None:
         """Write streamed WAL where it belongs; blocking, but into the page cache only."""
         rest = memoryview(data)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from collections.abc import Generator
+from typing import TypeVar
 
 from msgspec import Struct, structs
 
@@ -23,6 +24,8 @@ _HOST = re.compile(r"\A[^\s,/@?#\[\]]+\Z")
 _PORT = re.compile(r"\A[0-9]{1,5}\Z")
 _U32 = re.compile(r"\A[0-9]{1,10}\Z")
 _RENAMES = frozenset({"rename_db", "rename_role"})
+
+SETTINGS = ("cluster", "settings")
 
 
 class ParsedSpec(Struct, frozen=True, kw_only=True):
@@ -55,25 +58,57 @@ class ParsedSpec(Struct, frozen=True, kw_only=True):
         return Lsn.parse(mode.lsn) if isinstance(mode, StaticMode) else INVALID_LSN
 
 
+Path = tuple[str | int, ...]
+T = TypeVar("T")
+# A step of the derivation yields what is wrong and returns its result, or None if it has none.
+Step = Generator["Problem", None, T]
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """Name one broken rule: where in the spec, the contract's text, what to do, and what else it depends on."""
+
+    path: Path
+    message: str
+    hint: str
+    also: tuple[Path, ...] = ()
+
+
 def parse_spec(spec: ComputeSpec) -> ParsedSpec:
     """Derive and validate a spec; raise SpecError with the contract's text at the first failure (contract 01 §9)."""
-    pageservers = _pageservers(spec)
-    safekeepers = _safekeepers(spec)
-    tenant_id = TenantId(_identity(spec.tenant_id, spec.cluster.setting("neon.tenant_id"), "tenant id"))
-    timeline_id = TimelineId(_identity(spec.timeline_id, spec.cluster.setting("neon.timeline_id"), "timeline id"))
-    if spec.mode == "Primary":
-        _validate_safekeepers(safekeepers)
-    for entry in safekeepers:
-        split_host_port(entry, what="safekeeper_connstrings entry")
-    _validate_shards(pageservers)
-    _validate_delta_operations(spec)
-    _validate_settings(spec)
+    steps = derive(spec)
+    try:
+        problem = next(steps)
+    except StopIteration as end:
+        parsed: ParsedSpec = end.value
+        return parsed
+    raise SpecError(problem.message)
+
+
+def problems(spec: ComputeSpec) -> list[Problem]:
+    """Return every broken rule, in the order of the contract."""
+    return list(derive(spec))
+
+
+def derive(spec: ComputeSpec) -> Step[ParsedSpec | None]:
+    """Yield every broken rule in the order of the contract; return the parsed spec if there is none."""
+    pageservers = yield from _pageservers(spec)
+    safekeepers = yield from _safekeepers(spec)
+    tenant_id = yield from _identity(spec, "tenant_id")
+    timeline_id = yield from _identity(spec, "timeline_id")
+    if safekeepers is not None:
+        yield from _check_safekeepers(spec, *safekeepers)
+    if pageservers is not None:
+        yield from _check_shards(pageservers)
+    yield from _check_delta_operations(spec)
+    yield from _check_settings(spec)
+    if pageservers is None or safekeepers is None or tenant_id is None or timeline_id is None:
+        return None
     return ParsedSpec(
         spec=spec,
-        tenant_id=tenant_id,
-        timeline_id=timeline_id,
+        tenant_id=TenantId(tenant_id),
+        timeline_id=TimelineId(timeline_id),
         pageservers=pageservers,
-        safekeepers=safekeepers,
+        safekeepers=safekeepers[0],
         endpoint_storage_addr=spec.endpoint_storage_addr or spec.cluster.setting("neon.endpoint_storage_addr"),
         endpoint_storage_token=spec.endpoint_storage_token or spec.cluster.setting("neon.endpoint_storage_token"),
         warnings=_contradictions(spec, pageservers),
@@ -99,6 +134,12 @@ def shard_zero_url(pageservers: PageserverConnectionInfo) -> str:
     return shard_url(pageservers, shard_index(0, pageservers.shard_count), pageservers.prefer_protocol)
 
 
+def setting_path(spec: ComputeSpec, name: str) -> Path:
+    """Return where the value of the first setting of this name stands."""
+    numbers = (number for number, option in enumerate(spec.cluster.settings or ()) if option.name == name)
+    return (*SETTINGS, next(numbers, 0), "value")
+
+
 def split_host_port(entry: str, *, what: str) -> tuple[str, int]:
     """Split `host:port`, an IPv6 host in brackets; raise SpecError naming the entry (07 S-13)."""
     host, colon, port_text = entry.rpartition(":")
@@ -109,102 +150,191 @@ def split_host_port(entry: str, *, what: str) -> tuple[str, int]:
     return bare, port
 
 
-def _pageservers(spec: ComputeSpec) -> PageserverConnectionInfo:
+def _pageservers(spec: ComputeSpec) -> Step[PageserverConnectionInfo | None]:
     info = spec.pageserver_connection_info
     if info is not None:
         return structs.replace(info, shards={index.lower(): shard for index, shard in info.shards.items()})
     if spec.pageserver_connstring is not None:
-        return _pageservers_of_connstring(spec.pageserver_connstring, spec.shard_stripe_size)
+        path: Path = ("pageserver_connstring",)
+        return (yield from _pageservers_of_connstring(spec.pageserver_connstring, spec.shard_stripe_size, path))
     connstring = spec.cluster.setting("neon.pageserver_connstring")
     if connstring is None:
-        raise SpecError("pageserver connection information should be provided")
-    stripe_text = spec.cluster.setting("neon.stripe_size")
-    return _pageservers_of_connstring(connstring, None if stripe_text is None else _stripe_size(stripe_text))
+        yield Problem(
+            path=("pageserver_connection_info",),
+            message="pageserver connection information should be provided",
+            hint="give pageserver_connection_info, or pageserver_connstring",
+            also=(("pageserver_connstring",), SETTINGS),
+        )
+        return None
+    stripe_size = yield from _stripe_size(spec)
+    path = setting_path(spec, "neon.pageserver_connstring")
+    return (yield from _pageservers_of_connstring(connstring, stripe_size, path))
+
+
+def _stripe_size(spec: ComputeSpec) -> Step[int | None]:
+    text = spec.cluster.setting("neon.stripe_size")
+    if text is None:
+        return None
+    if _U32.match(text) is None or int(text) >= 2**32:
+        yield Problem(
+            path=setting_path(spec, "neon.stripe_size"),
+            message=f"invalid neon.stripe_size: {text[:40]!r} is not a 32-bit integer",
+            hint='write the number of pages in decimal, such as "2048"',
+        )
+        return 0
+    return int(text)
+
+
+def _pageservers_of_connstring(
+    connstring: str, stripe_size: int | None, path: Path
+) -> Step[PageserverConnectionInfo | None]:
+    parts = connstring.split(",")
+    count = len(parts) if len(parts) > 1 else 0
+    if any(not part.strip() for part in parts):
+        hint = "give one postgresql:// URL per shard, joined by single commas"
+        yield Problem(path=path, message="empty connection string", hint=hint)
+        return None
+    if count and stripe_size is None:
+        hint = "set shard_stripe_size (beside neon.pageserver_connstring: setting neon.stripe_size)"
+        also: tuple[Path, ...] = (("shard_stripe_size",), SETTINGS)
+        yield Problem(path=path, message=f"{count} shards but no stripe_size", hint=hint, also=also)
+    if count > 255:
+        hint = "a tenant has at most 255 shards"
+        yield Problem(path=path, message=f"{count} shards are more than 255", hint=hint)
+        return None
+    shards = {
+        shard_index(number, count): Shard(pageservers=[Pageserver(libpq_url=part.strip())])
+        for number, part in enumerate(parts)
+    }
+    return PageserverConnectionInfo(shard_count=count, stripe_size=stripe_size if count else None, shards=shards)
 
 
 def _contradictions(spec: ComputeSpec, chosen: PageserverConnectionInfo) -> tuple[str, ...]:
     """Compare the two ways of naming pageservers; control planes send both, so a difference is only worth a warning."""
     if spec.pageserver_connection_info is None or not spec.pageserver_connstring:
         return ()
-    shards = [chosen.shards[shard_index(n, chosen.shard_count)] for n in range(max(1, chosen.shard_count))]
-    first_urls = [shard.pageservers[0].libpq_url for shard in shards]
+    indexes = [shard_index(number, chosen.shard_count) for number in range(max(1, chosen.shard_count))]
+    shards = [chosen.shards.get(index) for index in indexes]
+    first_urls = [shard.pageservers[0].libpq_url if shard and shard.pageservers else None for shard in shards]
     if first_urls == [part.strip() for part in spec.pageserver_connstring.split(",")]:
         return ()
     return ("pageserver_connection_info and pageserver_connstring disagree; the former is used",)
 
 
-def _stripe_size(text: str) -> int:
-    if _U32.match(text) is None or int(text) >= 2**32:
-        raise SpecError(f"invalid neon.stripe_size: {text[:40]!r} is not a 32-bit integer")
-    return int(text)
-
-
-def _pageservers_of_connstring(connstring: str, stripe_size: int | None) -> PageserverConnectionInfo:
-    parts = connstring.split(",")
-    if any(not part.strip() for part in parts):
-        raise SpecError("empty connection string")
-    if len(parts) == 1:
-        count, stripe_size = 0, None
-    else:
-        count = len(parts)
-        if stripe_size is None:
-            raise SpecError(f"{count} shards but no stripe_size")
-        if count > 255:
-            raise SpecError(f"{count} shards are more than 255")
-    shards = {
-        shard_index(number, count): Shard(pageservers=[Pageserver(libpq_url=part.strip())])
-        for number, part in enumerate(parts)
-    }
-    return PageserverConnectionInfo(shard_count=count, stripe_size=stripe_size, shards=shards)
-
-
-def _safekeepers(spec: ComputeSpec) -> tuple[str, ...]:
+def _safekeepers(spec: ComputeSpec) -> Step[tuple[tuple[str, ...], Path] | None]:
+    """Return the entries and where they stand."""
+    path: Path = ("safekeeper_connstrings",)
     if spec.safekeeper_connstrings:
-        return tuple(spec.safekeeper_connstrings)
+        return tuple(spec.safekeeper_connstrings), path
     if spec.mode != "Primary":
-        return ()
+        return (), path
     text = spec.cluster.setting("neon.safekeepers")
     if text is None:
-        raise SpecError("safekeeper connstrings should be provided")
+        yield Problem(
+            path=path,
+            message="safekeeper connstrings should be provided",
+            hint="a primary needs at least one safekeeper, as host:port",
+            also=(("mode",), SETTINGS),
+        )
+        return None
     text = _GENERATION_PREFIX.sub("", text)
-    return tuple(part.strip() for part in text.split(",")) if text else ()
+    entries = tuple(part.strip() for part in text.split(",")) if text else ()
+    return entries, setting_path(spec, "neon.safekeepers")
 
 
-def _identity(text: str | None, setting: str | None, what: str) -> str:
-    chosen = setting if text is None else text
+def _identity(spec: ComputeSpec, name: str) -> Step[str | None]:
+    given: str | None = getattr(spec, name)
+    chosen = spec.cluster.setting(f"neon.{name}") if given is None else given
+    what = name.replace("_", " ")
     if chosen is None:
-        raise SpecError(f"{what} should be provided")
+        hint = f"give {name}, or setting neon.{name}: 32 hex digits"
+        yield Problem(path=(name,), message=f"{what} should be provided", hint=hint, also=(SETTINGS,))
+        return None
     if not is_hex_id(chosen):
-        raise SpecError(f"invalid {what}")
+        path = setting_path(spec, f"neon.{name}") if given is None else (name,)
+        yield Problem(path=path, message=f"invalid {what}", hint="it is exactly 32 hex digits")
+        return None
     return chosen.lower()
 
 
-def _validate_safekeepers(safekeepers: tuple[str, ...]) -> None:
-    if not safekeepers:
-        raise SpecError("safekeeper_connstrings is empty")
-    ordered = sorted(safekeepers)
-    for entry, following in pairwise(ordered):
-        if entry == following:
-            raise SpecError(f"duplicate entry in safekeeper_connstrings: {entry}!")
+def _check_safekeepers(spec: ComputeSpec, entries: tuple[str, ...], path: Path) -> Step[None]:
+    listed = path == ("safekeeper_connstrings",)
+    if spec.mode == "Primary":
+        if not entries:
+            hint = "a primary needs at least one safekeeper, as host:port"
+            yield Problem(path=path, message="safekeeper_connstrings is empty", hint=hint)
+        for entry, second in sorted(_second_places(entries).items()):
+            yield Problem(
+                path=(*path, second) if listed else path,
+                message=f"duplicate entry in safekeeper_connstrings: {entry}!",
+                hint="name each safekeeper once",
+                also=(("mode",),),
+            )
+    for number, entry in enumerate(entries):
+        try:
+            split_host_port(entry, what="safekeeper_connstrings entry")
+        except SpecError as error:
+            place = (*path, number) if listed else path
+            yield Problem(path=place, message=str(error), hint="write host:port, an IPv6 host in brackets")
 
 
-def _validate_shards(pageservers: PageserverConnectionInfo) -> None:
+def _second_places(entries: tuple[str, ...]) -> dict[str, int]:
+    """Return the entries that occur more than once, each with the place of its second occurrence."""
+    first: dict[str, int] = {}
+    second: dict[str, int] = {}
+    for number, entry in enumerate(entries):
+        if first.setdefault(entry, number) != number:
+            second.setdefault(entry, number)
+    return second
+
+
+def _check_shards(pageservers: PageserverConnectionInfo) -> Step[None]:
+    root: Path = ("pageserver_connection_info",)
     for number in range(max(1, pageservers.shard_count)):
         index = shard_index(number, pageservers.shard_count)
+        path = (*root, "shards", index)
         if index not in pageservers.shards:
-            raise SpecError(f"shard {index} missing from pageserver_connection_info shard map")
-        if not pageservers.shards[index].pageservers:
-            raise SpecError("must have at least one pageserver")
-        shard_url(pageservers, index, pageservers.prefer_protocol)
+            yield Problem(
+                path=(*root, "shards"),
+                message=f"shard {index} missing from pageserver_connection_info shard map",
+                hint=f"add the key {index}, or correct shard_count; a key is number and count, two hex digits each",
+                also=((*root, "shard_count"),),
+            )
+        elif not pageservers.shards[index].pageservers:
+            hint = "name the pageserver that serves this shard"
+            yield Problem(path=(*path, "pageservers"), message="must have at least one pageserver", hint=hint)
+        else:
+            yield from _check_url(pageservers, index, (*path, "pageservers", 0))
 
 
-def _validate_delta_operations(spec: ComputeSpec) -> None:
-    for operation in spec.delta_operations or ():
+def _check_url(pageservers: PageserverConnectionInfo, index: str, path: Path) -> Step[None]:
+    protocol = pageservers.prefer_protocol
+    try:
+        shard_url(pageservers, index, protocol)
+    except SpecError as error:
+        yield Problem(
+            path=(*path, f"{protocol.value}_url"),
+            message=str(error),
+            hint=f"prefer_protocol is {protocol.value}: the first pageserver of each shard needs this URL",
+            also=(("pageserver_connection_info", "prefer_protocol"),),
+        )
+
+
+def _check_delta_operations(spec: ComputeSpec) -> Step[None]:
+    for number, operation in enumerate(spec.delta_operations or ()):
         if operation.action in _RENAMES and operation.new_name is None:
-            raise SpecError(f"delta operation {operation.action} requires new_name")
+            yield Problem(
+                path=("delta_operations", number, "new_name"),
+                message=f"delta operation {operation.action} requires new_name",
+                hint="add the name that it shall have afterwards",
+            )
 
 
-def _validate_settings(spec: ComputeSpec) -> None:
-    for option in spec.cluster.settings or ():
+def _check_settings(spec: ComputeSpec) -> Step[None]:
+    for number, option in enumerate(spec.cluster.settings or ()):
         if option.value is None:
-            raise SpecError(f"setting {option.name!r} has no value")
+            yield Problem(
+                path=(*SETTINGS, number, "value"),
+                message=f"setting {option.name!r} has no value",
+                hint="give it a value as text, or leave the setting out",
+            )

@@ -198,7 +198,7 @@ class JwksSettings(Wire, frozen=True):
     role_names: Annotated[list[str], about("Roles that its tokens may log in as.")]
     jwks_url: Annotated[str, about("Where the provider publishes its keys.")]
     provider_name: Annotated[str, about("Name of the provider, for people.")]
-    jwt_audience: Annotated[str | None, about("Audience that a token must name; null accepts any.")] = None
+    jwt_audience: Annotated[str | None, about("Audience demanded of its tokens; null demands none.")] = None
 
 
 class LocalProxySpec(Wire, frozen=True):
@@ -347,9 +347,10 @@ class ComputeCtlConfig(Wire, frozen=True):
     """Hold what configures compute_ctl itself, taken at process start only."""
 
     jwks: Annotated[Jwks, about("Keys that verify the tokens of callers of the external HTTP API.")]
-    tls: Annotated[TlsConfig | None, about("Key and certificate of the external HTTP API; null serves plain HTTP.")] = (
-        None
-    )
+    tls: Annotated[
+        TlsConfig | None,
+        about("Key and certificate of Postgres and its neighbours; used only with feature `tls_experimental`."),
+    ] = None
 
 
 class ComputeConfig(Wire, frozen=True):

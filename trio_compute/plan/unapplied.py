@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_compute.model.parsed import ParsedSpec
-from trio_compute.model.spec import ComputeAudit, PageserverProtocol
+from trio_compute.model.spec import ComputeAudit
 from trio_compute.settings import Settings
 
 _FIELDS = (
@@ -16,7 +16,6 @@ def unapplied(parsed: ParsedSpec, settings: Settings) -> list[str]:
     """Return the names of spec fields and flags that are set and have no effect yet."""
     spec = parsed.spec
     conditions = {
-        "prefer_protocol grpc": parsed.pageservers.prefer_protocol is PageserverProtocol.GRPC,
         "LSN lease of a static compute": parsed.mode == "static",
         "audit_log_level": spec.audit_log_level is not ComputeAudit.DISABLED,
         "swap_size_bytes": settings.resize_swap_on_bind and spec.swap_size_bytes is not None,

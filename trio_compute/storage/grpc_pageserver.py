@@ -31,6 +31,7 @@ MAX_MESSAGE_BYTES = 8 * 1024 * 1024  # a chunk may have 4 MiB; its frame comes o
 IDENTITY_ONLY = 1  # bit set of the compressions that we accept: what is sent is gzip already
 FIRST_LOOK_SECONDS = 0.001
 LAST_LOOK_SECONDS = 0.05
+CANNOT_CONNECT = "cannot connect to pageserver"
 
 Metadata = tuple[tuple[str, str], ...]
 T = TypeVar("T")
@@ -79,16 +80,16 @@ async def fetch_over_grpc(
     request = page_api.BaseBackupRequest(lsn=lsn, replica=not parsed.is_primary)
     async with _open_channel(target, deadlines.pageserver_connect) as channel:
         connecting = spans.now()
-        if await _connect(channel, deadlines.pageserver_connect):
+        connected = await _connect(channel, deadlines.pageserver_connect)
+        if connected:
             spans.add("basebackup.connect", start_seconds=connecting)
         call = channel.unary_stream(_path(page_api.GET_BASE_BACKUP))(request.encode(), metadata=metadata)
         # The messages end only with status OK; any other is raised (S-07).
         chunks, inflow = map(page_api.decode_chunk, call), Inflow()
-        unpack = partial(receive_basebackup, chunks, inflow, pgdata, run_as)
+        receive = partial(receive_basebackup, chunks, inflow, pgdata, run_as)
+        work = partial(_translating, receive, token, failed="pageserver" if connected else CANNOT_CONNECT)
         with spans.measure("basebackup.unpack"):
-            return await run_interruptible(
-                partial(_translating, unpack, token), call.cancel, inflow=inflow, idle_seconds=deadlines.pageserver_idle
-            )
+            return await run_interruptible(work, call.cancel, inflow=inflow, idle_seconds=deadlines.pageserver_idle)
 
 
 async def lease_over_grpc(
@@ -147,7 +148,7 @@ async def _connect(channel: Any, seconds: float) -> bool:
                 return bool(state == states.READY.value[0])
             await trio.sleep(look)
             look = min(look * 1.5, LAST_LOOK_SECONDS)
-    raise StorageError(f"cannot connect to pageserver: no connection within {seconds:g} s")
+    raise StorageError(f"{CANNOT_CONNECT}: no connection within {seconds:g} s")
 
 
 def _expiry_of(call: Any) -> float | None:
@@ -160,14 +161,14 @@ def _expiry_of(call: Any) -> float | None:
         raise
 
 
-def _translating(work: Callable[[], T], token: str | None) -> T:
+def _translating(work: Callable[[], T], token: str | None, *, failed: str = "pageserver") -> T:
     """Do blocking work with a call; raise StorageError in place of what gRPC raises, without the token."""
     grpc = load_grpc()
     try:
         return work()
     except grpc.RpcError as error:
         text = f"{error.code().name}: {error.details()}"
-        raise StorageError(f"pageserver: {brief(text.replace(token, REDACTED) if token else text)}") from None
+        raise StorageError(f"{failed}: {brief(text.replace(token, REDACTED) if token else text)}") from None
     except grpc.FutureCancelledError:
         raise StorageError("pageserver: the request was cancelled") from None
     except page_api.MalformedMessage as error:
