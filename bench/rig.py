@@ -252,11 +252,10 @@ class Rig:
             user.own(path)
         command = ["/bin/sh", "-c", 'gunzip | tar x -C "$0"', str(pgdata)]
         # Shielded: a killed shell would leave its pipeline behind, writing into a directory that is being removed.
+        began = time.monotonic()
         with self.backup.open("rb") as file, trio.CancelScope(shield=True):
-            began = time.monotonic()
             await trio.run_process(command, stdin=file, cwd="/", **user.process_options())
-            seconds = time.monotonic() - began
-        return seconds
+        return time.monotonic() - began
 
     @asynccontextmanager
     async def bare_postgres(self) -> AsyncIterator[Ready]:

@@ -90,7 +90,6 @@ def _run_bound(settings: Settings) -> int:
         from trio_compute.run import run
         from trio_compute.telemetry.spans import Recorder, process_start
 
-        gc.collect()
         gc.freeze()
         gc.enable()
         allow_core_dumps()

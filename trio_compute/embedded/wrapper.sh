@@ -7,20 +7,30 @@ real=@REAL_BIN@
 
 [ "${1-}" = --sync-safekeepers ] || exec "$real/postgres" "$@"
 
-conf=$PGDATA/postgresql.conf
-setting() { sed -n "s/^neon\.$1 *= *'\(.*\)'\$/\1/p" "$conf" | tail -n 1; }
-safekeepers=$(setting safekeepers)
+# No sed for these: each process would cost as much as the question itself.
+safekeepers='' tenant='' timeline=''
+while IFS= read -r line; do
+    value=${line#*\'} value=${value%\'*}
+    case $line in
+    neon.safekeepers=*) safekeepers=$value ;;
+    neon.tenant_id=*) tenant=$value ;;
+    neon.timeline_id=*) timeline=$value ;;
+    esac
+done <"$PGDATA/postgresql.conf"
 case $safekeepers in g#*) safekeepers=${safekeepers#g#*:} ;; esac
 
 # After a clean stop the last checkpoint is the end of this node's WAL; before the first start there is no pg_control.
-lsn=
+lsn=''
 if [ -f "$PGDATA/global/pg_control" ]; then
-    lsn=$(LC_ALL=C "$real/pg_controldata" -D "$PGDATA" | sed -n 's/^Latest checkpoint location: *//p')
+    lsn=$(LC_ALL=C "$real/pg_controldata" -D "$PGDATA")
+    lsn=${lsn#*Latest checkpoint location:} lsn=${lsn%%Latest*}
+    lsn=${lsn#"${lsn%%[0-9A-F]*}"} lsn=${lsn%%[!0-9A-F/]*}
 fi
 
 export PGPASSWORD="${NEON_AUTH_TOKEN-}" PGCONNECT_TIMEOUT=3 PGSSLMODE=disable PGGSSENCMODE=disable
-export PGOPTIONS="-c timeline_id=$(setting timeline_id) tenant_id=$(setting tenant_id)"
-for address in $(echo "$safekeepers" | tr ',' ' '); do
+export PGOPTIONS="-c timeline_id=$timeline tenant_id=$tenant"
+IFS=,
+for address in $safekeepers; do
     if "$real/psql" -XAtqw -h "${address%:*}" -p "${address##*:}" -U no_user -d no_user -c "STAND_IN_SYNC $lsn"; then
         exit 0
     fi
