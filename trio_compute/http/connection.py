@@ -29,6 +29,8 @@ class HttpConfig(Config):
     """Hold hypercorn's settings, with no banner and no log of its own, and the time limits of a connection."""
 
     include_server_header = False
+    accesslog = None
+    errorlog = None
 
     def __init__(self, *, keep_alive_seconds: float, send_piece_seconds: float, linger_seconds: float) -> None:
         super().__init__()
