@@ -12,7 +12,6 @@ from trio_compute.errors import cause_chain
 from trio_compute.http.context import Context
 from trio_compute.http.problems import CONTENT_TYPE, Problem
 from trio_compute.http.routes.configure import configure
-from trio_compute.http.routes.terminate import terminate
 from trio_compute.telemetry.logging import get_logger
 
 BODY_TIMEOUT_SECONDS = 60
@@ -36,7 +35,6 @@ def make_external_app(context: Context) -> QuartTrio:
     app.url_map.strict_slashes = False
     app.url_map.redirect_defaults = False
     _add(app, context, "/configure", configure)
-    _add(app, context, "/terminate", terminate)
     return app
 
 

@@ -1,6 +1,7 @@
-"""The first to see a request: finds its route, checks who asks, answers cheap reads itself, passes the rest to Quart.
+"""The first to see a request: finds its route, checks who asks, answers what needs no body, passes the rest to Quart.
 
-Quart takes 400 ms to import, so it is loaded by a thread after the start, or when the first request needs it.
+Quart takes 400 ms and 10 MB to import, so a thread loads it while a pooled compute waits, or the first request does
+that needs it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from urllib.parse import urlsplit
+from functools import partial
+from urllib.parse import parse_qsl, urlsplit
 
 import trio
 from msgspec import Struct
@@ -17,6 +19,7 @@ from trio_compute.errors import cause_chain
 from trio_compute.http.authorize import Authorizer
 from trio_compute.http.exchange import App, Message, Receive, Send, exchange, has_body
 from trio_compute.http.problems import CONTENT_TYPE, Problem
+from trio_compute.services.supervise import run_unless
 from trio_compute.telemetry.logging import bound_ids, get_logger
 
 MAX_REQUEST_ID_CHARACTERS = 128
@@ -24,12 +27,33 @@ MAX_REQUEST_ID_CHARACTERS = 128
 log = get_logger("http")
 
 
+Query = Mapping[str, str]
+
+
+class Answer(Struct, frozen=True):
+    """Hold status and JSON body of an answer."""
+
+    status: int
+    body: bytes
+
+
 class Route(Struct, frozen=True):
-    """Describe a path: its method, whether a token is needed, and the body of a cheap read (None: Quart answers)."""
+    """Describe a path: its method, whether a token is needed, who answers (None: Quart), whether that may take long."""
 
     method: str
     needs_token: bool = True
-    read: Callable[[], bytes] | None = None
+    answer: Callable[[Query], Awaitable[Answer]] | None = None
+    waits: bool = False
+
+
+def read(body: Callable[[], bytes]) -> Callable[[Query], Awaitable[Answer]]:
+    """Return the handler of a cheap read."""
+
+    async def answer(_query: Query) -> Answer:
+        await trio.lowlevel.checkpoint()
+        return Answer(200, body())
+
+    return answer
 
 
 class _Reply:
@@ -98,11 +122,15 @@ class Front:
             return
         try:
             self._authorize(route, headers)
+            if route.answer is not None:
+                ask = partial(route.answer, _query(scope))
+                # Whoever leaves is no longer waited for (A-10).
+                answer = await (run_unless(partial(_disconnected, receive), ask) if route.waits else ask())
+                if answer is not None:
+                    await _send(send, answer.status, answer.body)
+                return
         except Problem as problem:
             await _send_problem(send, problem)
-            return
-        if route.read is not None:
-            await _send(send, 200, route.read())
             return
         app = await self._load()
         if has_body(scope):
@@ -135,10 +163,19 @@ def _uri(scope: Message) -> str:
     return f"{path}?{query}" if query else path
 
 
+def _query(scope: Message) -> Query:
+    return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+
+
 def _path(scope: Message) -> str:
     path: str = scope["path"]
     # A client may name the whole URL, as it does to a proxy (RFC 9112 §3.2.2).
     return path if path.startswith("/") else urlsplit(path).path
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _send_problem(send: Send, problem: Problem) -> None:

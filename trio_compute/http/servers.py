@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import trio
 
 from trio_compute.http.authorize import Authorizer
 from trio_compute.http.context import Context
-from trio_compute.http.front import Front, LazyApp, Route
+from trio_compute.http.front import Front, LazyApp, Route, read
+from trio_compute.http.routes.refresh_configuration import refresh_configuration
 from trio_compute.http.routes.status import status_body
+from trio_compute.http.routes.terminate import terminate
 from trio_compute.http.serve import serve_app
 from trio_compute.http.sockets import BoundSockets
 from trio_compute.lifecycle.compute import Compute
@@ -31,8 +34,8 @@ class HttpServers:
         jwks = config.compute_ctl_config.jwks.keys
         authorizer = Authorizer(jwks, settings.compute_id, bypassed=settings.auth_bypassed)
         self._load_quart = LazyApp(lambda: _make_external_app(context))
-        self._external = Front(external_routes(compute), authorizer=authorizer, load=self._load_quart)
-        self._internal = Front(internal_routes(compute), authorizer=None, load=self._load_quart)
+        self._external = Front(external_routes(context), authorizer=authorizer, load=self._load_quart)
+        self._internal = Front(internal_routes(context), authorizer=None, load=self._load_quart)
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained; started once both servers accept."""
@@ -41,7 +44,7 @@ class HttpServers:
                 await nursery.start(self._serve_one, app, sockets)
             task_status.started()
             async with trio.open_nursery() as loading:
-                loading.start_soon(self._load_after_start)
+                loading.start_soon(self._load_in_the_pool)
                 await self._draining.wait()
                 loading.cancel_scope.cancel()
 
@@ -56,9 +59,10 @@ class HttpServers:
             task_status=task_status,
         )
 
-    async def _load_after_start(self) -> None:
-        # During the start every millisecond of the interpreter belongs to it; afterwards Quart may be needed any time.
-        await self._compute.reach(*(status for status in Status if status is not Status.INIT))
+    async def _load_in_the_pool(self) -> None:
+        # A pooled compute has the time, and its first /configure must not wait. One that has its spec may never need
+        # Quart, and during its start every millisecond of the interpreter belongs to that.
+        await self._compute.reach(Status.EMPTY)
         await self._load_quart()
 
     def drain(self) -> None:
@@ -66,19 +70,24 @@ class HttpServers:
         self._draining.set()
 
 
-def external_routes(compute: Compute) -> dict[str, Route]:
+def external_routes(context: Context) -> dict[str, Route]:
     """Return the paths of the external server."""
+    compute = context.compute
     return {
-        "/status": Route("GET", read=lambda: status_body(compute.state)),
-        "/metrics.json": Route("GET", read=lambda: encode(compute.spans.metrics())),
+        "/status": Route("GET", answer=read(lambda: status_body(compute.state))),
+        "/metrics.json": Route("GET", answer=read(lambda: encode(compute.spans.metrics()))),
         "/configure": Route("POST"),
-        "/terminate": Route("POST"),
+        "/terminate": Route("POST", answer=partial(terminate, context), waits=True),
     }
 
 
-def internal_routes(compute: Compute) -> dict[str, Route]:
+def internal_routes(context: Context) -> dict[str, Route]:
     """Return the paths of the internal server; `/spans` is ours, for people who look at a start-up."""
-    return {"/spans": Route("GET", needs_token=False, read=lambda: encode([*compute.spans.spans]))}
+    spans = context.compute.spans
+    return {
+        "/refresh_configuration": Route("POST", needs_token=False, answer=partial(refresh_configuration, context)),
+        "/spans": Route("GET", needs_token=False, answer=read(lambda: encode([*spans.spans]))),
+    }
 
 
 def _make_external_app(context: Context) -> Any:

@@ -47,9 +47,10 @@ class ApplyBegan(Event, frozen=True):
 
 
 class Applied(Event, frozen=True):
-    """Say that the change is in force (T10); `spec` becomes the current one."""
+    """Say that the change is in force (T10), but for fields that wait for a restart; `spec` becomes the current one."""
 
     spec: ParsedSpec
+    restart_required: tuple[str, ...] = ()
 
 
 class ApplyFailed(Event, frozen=True):
@@ -71,9 +72,10 @@ class RefreshUnchanged(Event, frozen=True):
 
 
 class Refreshed(Event, frozen=True):
-    """Say that the fetched configuration is in force (T20b)."""
+    """Say that the fetched configuration is in force (T20b), but for fields that wait for a restart."""
 
     spec: ParsedSpec
+    restart_required: tuple[str, ...] = ()
 
 
 class RefreshFailed(Event, frozen=True):

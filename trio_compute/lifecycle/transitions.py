@@ -52,6 +52,7 @@ class State(Struct, frozen=True, kw_only=True):
     start_time: dt.datetime
     error: str | None = None
     spec: ParsedSpec | None = None
+    restart_required: tuple[str, ...] = ()
     last_active: dt.datetime | None = None
     flush_lsn: Lsn | None = None
     termination_error: str | None = None
@@ -77,8 +78,8 @@ def _remembered(event: Event) -> dict[str, Any]:
     match event:
         case ev.SpecKnown(spec=spec, at=at) | ev.StartBegan(spec=spec, at=at):
             return {"spec": spec, "start_time": at}
-        case ev.Applied(spec=spec) | ev.Refreshed(spec=spec):
-            return {"spec": spec, "error": None}
+        case ev.Applied(spec=spec, restart_required=fields) | ev.Refreshed(spec=spec, restart_required=fields):
+            return {"spec": spec, "restart_required": fields, "error": None}
         case ev.Started() | ev.RefreshUnchanged():
             return {"error": None}
         case (

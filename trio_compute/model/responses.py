@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 
 class StatusResponse(Struct, frozen=True, kw_only=True):
-    """Answer `/status` and `/configure`: all six keys are always present."""
+    """Answer `/status` and `/configure`: six keys are always present.
+
+    Ours is `restart_required`, only there when fields of the spec wait for a restart.
+    """
 
     start_time: str
     tenant: str | None
@@ -16,6 +19,7 @@ class StatusResponse(Struct, frozen=True, kw_only=True):
     status: str
     last_active: str | None
     error: str | None
+    restart_required: tuple[str, ...] | UnsetType = UNSET
 
 
 class TerminateResponse(Struct, frozen=True):

@@ -14,9 +14,7 @@ MAX_REMEMBERED_KEYS = 64
 
 
 class Succeeded(Struct, frozen=True):
-    """Say that the spec is in force, but for the fields that wait for a restart."""
-
-    restart_required: tuple[str, ...] = ()
+    """Say that the spec is in force."""
 
 
 class Rejected(Struct, frozen=True):

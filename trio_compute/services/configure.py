@@ -64,8 +64,8 @@ class Configurator:
             compute.apply(ev.ApplyFailed(error=error))
             job.settle(Rejected(error))
         else:
-            compute.apply(ev.Applied(spec=job.spec))
-            job.settle(Succeeded(self._waiting_for_restart(job.spec)))
+            compute.apply(ev.Applied(spec=job.spec, restart_required=self._waiting_for_restart(job.spec)))
+            job.settle(Succeeded())
 
     async def _refresh(self) -> None:
         """Fetch the configuration and apply it if it differs, or if the last change failed (D-05, D-07, D-09)."""
@@ -93,8 +93,7 @@ class Configurator:
             return
         error = error or await self._reconfigure(wanted)
         if error is None:
-            compute.apply(ev.Refreshed(spec=wanted))
-            self._waiting_for_restart(wanted)
+            compute.apply(ev.Refreshed(spec=wanted, restart_required=self._waiting_for_restart(wanted)))
             self._refresh_pause = REFRESH_PAUSE_SECONDS
         else:
             log.warning("refresh failed", error=error, retry_in_seconds=self._refresh_pause)

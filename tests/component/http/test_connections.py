@@ -70,8 +70,8 @@ class TestEnd:
                 await exchange(quart, scope, receive, send)
 
             async with open_app(app, keep_alive_seconds=0.1) as served, connect(served.port) as client:
-                await client.send(request_text("POST", "/terminate?mode=x"))
-                assert (await client.answer(to="POST")).status == 400
+                await client.send(request_text("POST", "/configure"))
+                assert (await client.answer(to="POST")).status == 415
                 assert await client.ends(timeout_seconds=5)
 
     async def test_two_hundred_finished_and_idle_clients_leave_nothing(self) -> None:

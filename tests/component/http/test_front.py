@@ -14,12 +14,12 @@ from trio_compute.http.app import make_external_app
 from trio_compute.http.authorize import Authorizer
 from trio_compute.http.context import Context
 from trio_compute.http.exchange import App, Message, Receive, Send
-from trio_compute.http.front import Front, Route
+from trio_compute.http.front import Front, Route, read
 from trio_compute.http.servers import external_routes
 from trio_compute.lifecycle.status import Status
 
 
-def boom(*_: Any) -> bytes:
+def boom(*_args: object, **_options: object) -> bytes:
     raise RuntimeError("a defect")
 
 
@@ -36,7 +36,7 @@ async def break_off(scope: Message, receive: Receive, send: Send) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_defect_is_500_and_is_logged(method: str, log_lines: LogLines) -> None:
     """§2, panic in handler: 500 `{"error":"internal error"}` and a log line; the connection lives on."""
-    routes = {"/": Route(method, read=boom) if method == "GET" else Route(method)}
+    routes = {"/": Route(method, answer=read(boom)) if method == "GET" else Route(method)}
     async with (
         open_app(Front(routes, authorizer=None, load=load_nothing)) as served,
         http_client(served.port) as client,
@@ -81,7 +81,8 @@ async def test_a_body_that_stops_coming_is_408() -> None:
             return app
 
         authorizer = Authorizer([], "x", bypassed=True)
-        front = Front(external_routes(world.compute), authorizer=authorizer, load=load)
+        routes = external_routes(Context(world.compute, world.queue))
+        front = Front(routes, authorizer=authorizer, load=load)
         async with open_app(front) as served, connect(served.port) as client:
             headers = {**JSON, "content-length": "1000"}
             await client.send(request_text("POST", "/configure", headers=headers), b"{")

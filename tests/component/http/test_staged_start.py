@@ -57,7 +57,7 @@ def test_cheap_reads_are_answered_without_quart_and_the_first_configure_loads_it
     assert printed.splitlines()[-1] == "200 200 404 405 400 422"
 
 
-def test_quart_is_loaded_unasked_once_the_start_is_over() -> None:
+def test_quart_is_loaded_unasked_while_a_pooled_compute_waits() -> None:
     run_python("""
         import sys, trio
         from tests.component.http.world import open_world, stands
@@ -65,10 +65,11 @@ def test_quart_is_loaded_unasked_once_the_start_is_over() -> None:
         from trio_compute.lifecycle.status import Status
 
         async def main():
-            async with open_world(Status.INIT) as world:
+            async with open_world(Status.RUNNING) as world, world.client() as client:
+                assert (await client.post("/terminate?mode=x")).status_code == 400
                 await trio.testing.wait_all_tasks_blocked(0.05)
                 assert "quart" not in sys.modules
-                world.compute.apply(ev.Started())
+            async with open_world(Status.EMPTY):
                 await stands(lambda: "trio_compute.http.app" in sys.modules)
 
         import trio.testing

@@ -34,7 +34,8 @@ _GOOD: Any = object()
 
 
 def configure_body(**changes: Any) -> bytes:
-    """Return a body for `/configure`; a change to `...` leaves that member of the spec out."""
+    """Return a body for `/configure`, another than the spec of a running world; `...` leaves a member out."""
+    changes = {"operation_uuid": "a-new-operation", **changes}
     spec = {name: value for name, value in specs.spec_dict(**changes).items() if value is not ...}
     return msgspec.json.encode({"spec": spec, "compute_ctl_config": {"jwks": {"keys": []}}})
 

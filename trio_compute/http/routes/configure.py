@@ -13,13 +13,15 @@ from trio_compute.lifecycle.status import Status
 from trio_compute.model.decode import decode
 from trio_compute.model.parsed import ParsedSpec, parse_spec
 from trio_compute.model.requests import ConfigureRequest
-from trio_compute.services.apply_queue import Aborted, Job, Rejected
+from trio_compute.services.apply_queue import Aborted, Job, Rejected, Succeeded
+from trio_compute.services.configure import refuse_another_identity
 from trio_compute.telemetry.redaction import learn_spec
 
 
 async def configure(context: Context, request: Request) -> Response:
-    """Queue the spec of the body and answer with what became of it."""
-    job = _queue(context, await _body(request))
+    """Queue the spec of the body, or join an equal request, and answer with what became of it."""
+    parsed = _parsed(await _body(request))
+    job = _find(context, parsed, request.headers.get("idempotency-key")) or _queue(context, parsed, request)
     outcome = await job.outcome()
     if isinstance(outcome, Aborted):
         raise Problem(503, "compute is terminating")
@@ -38,26 +40,39 @@ async def _body(request: Request) -> ConfigureRequest:
         raise unacceptable_body(error) from None
 
 
-def _queue(context: Context, body: ConfigureRequest) -> Job:
-    compute = context.compute
+def _parsed(body: ConfigureRequest) -> ParsedSpec:
     try:
         parsed = parse_spec(body.spec)
     except SpecError as error:
         raise Problem(400, str(error)) from None
     learn_spec(parsed)
-    status = compute.state.status
+    return parsed
+
+
+def _find(context: Context, parsed: ParsedSpec, key: str | None) -> Job | None:
+    """Return the job of an earlier request that this one repeats: by its key, or because it wants the same."""
+    known = None if key is None else context.queue.known(key)
+    if known is not None and known.spec != parsed:
+        raise Problem(422, "the idempotency key was used with another spec")
+    if known is not None:
+        return known
+    state = context.compute.state
+    if state.status is Status.RUNNING and state.spec == parsed and context.compute.ending.value is None:
+        job = Job(parsed)
+        job.settle(Succeeded())
+        return job
+    return context.queue.unsettled(parsed)
+
+
+def _queue(context: Context, parsed: ParsedSpec, request: Request) -> Job:
+    compute, status = context.compute, context.compute.state.status
     if not compute.allows(ev.ApplyQueued) or (status is Status.FAILED and not compute.postgres_running):
         raise wrong_status(status)
     if compute.ending.value is not None:
         raise Problem(503, "compute is terminating")
-    _refuse_another_identity(context, parsed)
+    try:
+        refuse_another_identity(compute.state.spec, parsed)
+    except SpecError as error:
+        raise Problem(400, str(error)) from None
     compute.apply(ev.ApplyQueued())
-    return context.queue.submit(parsed)
-
-
-def _refuse_another_identity(context: Context, parsed: ParsedSpec) -> None:
-    """Refuse a spec that would turn a running compute into another one (D-47)."""
-    current = context.compute.state.spec
-    for field in ("tenant_id", "timeline_id", "mode"):
-        if current is not None and getattr(current, field) != getattr(parsed, field):
-            raise Problem(400, f"cannot change {field} of a running compute")
+    return context.queue.submit(parsed, key=request.headers.get("idempotency-key"))

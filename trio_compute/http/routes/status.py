@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from trio_compute.lifecycle.transitions import State
 from trio_compute.model.decode import encode
 from trio_compute.model.responses import StatusResponse, last_active_text, start_time_text
@@ -17,6 +19,7 @@ def status_response(state: State) -> StatusResponse:
         status=state.status.value,
         last_active=last_active_text(state.last_active) if state.last_active else None,
         error=redact(state.error) if state.error is not None else None,
+        restart_required=state.restart_required or UNSET,
     )
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from quart import Request, Response
-
 from trio_compute.http.context import Context
-from trio_compute.http.problems import CONTENT_TYPE, Problem, wrong_status
+from trio_compute.http.front import Answer, Query
+from trio_compute.http.problems import Problem, wrong_status
 from trio_compute.lifecycle.status import TERMINATION_PENDING, Status
 from trio_compute.lifecycle.transitions import IllegalTransition, State
 from trio_compute.model.decode import encode
 from trio_compute.model.responses import TerminateResponse
 
 
-async def terminate(context: Context, request: Request) -> Response:
+async def terminate(context: Context, query: Query) -> Answer:
     """Begin the end, or join one that has begun, and answer when Postgres is gone and the final sync is over."""
-    mode = request.args.get("mode", "fast")
+    mode = query.get("mode", "fast")
     if mode not in {"fast", "immediate"}:
         raise Problem(400, "failed to deserialize query string: `mode` must be `fast` or `immediate`")
     compute = context.compute
@@ -28,8 +27,8 @@ async def terminate(context: Context, request: Request) -> Response:
     return _answer(await compute.reach(Status.TERMINATED), 200)
 
 
-def _answer(state: State, code: int) -> Response:
+def _answer(state: State, code: int) -> Answer:
     if state.termination_error is not None:
         raise Problem(500, state.termination_error)
     lsn = None if state.flush_lsn is None else str(state.flush_lsn)
-    return Response(encode(TerminateResponse(lsn=lsn)), status=code, content_type=CONTENT_TYPE)
+    return Answer(code, encode(TerminateResponse(lsn=lsn)))
