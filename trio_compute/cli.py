@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -28,7 +27,7 @@ def run_subcommand(argv: Sequence[str]) -> int:
     commands: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         "run": (lambda rest: run_compute(rest, prog="trio-compute run"), "run one compute, like compute_ctl"),
         "dev": (_dev, "run a compute on an embedded storage, on your own machine"),
-        "validate": (_validate, "check config.json files"),
+        "validate": (_validate, "report everything that is wrong with config.json files"),
         "schema": (_schema, "print the JSON Schema of config.json"),
     }
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
@@ -119,35 +118,15 @@ def _dev(argv: Sequence[str]) -> int:
 
 
 def _validate(argv: Sequence[str]) -> int:
-    from trio_compute.model.decode import decode
-    from trio_compute.model.parsed import parse_spec
-    from trio_compute.model.spec import ComputeConfig
+    from trio_compute.commands.validate import run_validate
 
-    if not argv or argv[0] in {"-h", "--help"}:
-        _say("usage: trio-compute validate FILE…\n\nCheck config.json files; exit 1 if one cannot be used.")
-        return 0 if argv else EXIT_USAGE
-    worst = 0
-    for name in argv:
-        try:
-            config = decode(Path(name).read_bytes(), ComputeConfig)
-            if config.spec is not None:
-                parse_spec(config.spec)
-        except (OSError, ComputeError) as error:
-            _complain(f"{name}: {error}")
-            worst = EXIT_FAILED
-        else:
-            _say(f"{name}: ok")
-    return worst
+    return run_validate(argv)
 
 
 def _schema(argv: Sequence[str]) -> int:
-    from trio_compute.model.spec import ComputeConfig
+    from trio_compute.commands.schema import run_schema
 
-    if argv:
-        _say("usage: trio-compute schema\n\nPrint the JSON Schema of config.json.")
-        return 0 if argv[0] in {"-h", "--help"} else EXIT_USAGE
-    _say(msgspec.json.format(msgspec.json.encode(msgspec.json.schema(ComputeConfig))).decode())
-    return 0
+    return run_schema(argv)
 
 
 def _say(text: str) -> None:

@@ -39,9 +39,10 @@ def error_of(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["error"]
 
 
-async def configure(world: World, **changes: Any) -> httpx.Response:
+async def configure(world: World, headers: dict[str, str] | None = None, **changes: Any) -> httpx.Response:
     async with world.client() as client:
-        return await client.post("/configure", content=configure_body(**changes), headers=JSON)
+        sent = {**JSON, **(headers or {})}
+        return await client.post("/configure", content=configure_body(**changes), headers=sent)
 
 
 class Call:
@@ -125,7 +126,7 @@ class TestApplied:
 
             nursery.start_soon(answer_the_job)
             async with world.client() as client:
-                body = msgspec.json.encode({"spec": specs.spec_dict(), **second_member})
+                body = msgspec.json.encode({"spec": specs.spec_dict(operation_uuid="new"), **second_member})
                 assert (await client.post("/configure", content=body, headers=JSON)).status_code == 200
 
     async def test_the_spec_arrives_as_it_was_sent(self) -> None:
@@ -254,27 +255,62 @@ class TestMeanwhile:
             world.queue.close()
             assert error_of(await pending.result()) == UNAVAILABLE
 
-    async def test_a_second_request_meanwhile_is_412(self) -> None:
+    async def test_another_request_meanwhile_is_412(self) -> None:
         """02 §7: while the first is pending or being applied."""
         async with open_world() as world, trio.open_nursery() as nursery:
             pending = call(nursery, world)
             await world.compute.reach(Status.CONFIGURATION_PENDING)
-            assert error_of(await configure(world)) == (412, "invalid compute status: configuration-pending")
+            refusal = "invalid compute status: configuration"
+            assert error_of(await configure(world, operation_uuid="2")) == (412, f"{refusal}-pending")
             job = await world.take_job()
-            assert error_of(await configure(world)) == (412, "invalid compute status: configuration")
+            assert error_of(await configure(world, operation_uuid="2")) == (412, refusal)
             applied(world, job)
             assert (await pending.result()).status_code == 200
 
     async def test_of_two_at_once_one_is_taken(self) -> None:
         """02 §7."""
         async with open_world() as world, trio.open_nursery() as nursery:
-            pending = [call(nursery, world) for _ in range(2)]
+            pending = [call(nursery, world, operation_uuid=str(number)) for number in range(2)]
             job = await world.take_job()
             with trio.fail_after(10):
                 while all(one.response is None for one in pending):
                     await trio.testing.wait_all_tasks_blocked(0.01)
             applied(world, job)
             assert sorted([(await one.result()).status_code for one in pending]) == [200, 412]
+
+    async def test_an_equal_request_joins_the_one_under_way(self) -> None:
+        """Idempotent by content: one application, the same answer for both, before and while it is applied."""
+        async with open_world() as world, trio.open_nursery() as nursery:
+            first = call(nursery, world)
+            await world.compute.reach(Status.CONFIGURATION_PENDING)
+            second = call(nursery, world)
+            job = await world.take_job()
+            third = call(nursery, world)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            applied(world, job)
+            assert [(await one.result()).status_code for one in (first, second, third)] == [200] * 3
+
+    async def test_a_repetition_of_what_is_in_force_changes_nothing(self) -> None:
+        """Idempotent by content: answered at once, without a job."""
+        async with open_world() as world, trio.open_nursery() as nursery:
+            first = call(nursery, world)
+            applied(world, await world.take_job())
+            assert (await first.result()).status_code == 200
+            history = list(world.compute.history)
+            assert (await configure(world)).status_code == 200
+            assert list(world.compute.history) == history
+
+    async def test_an_idempotency_key_finds_the_first_result_even_a_failure(self) -> None:
+        """The key wins over the content; with another spec it is refused."""
+        async with open_world() as world, trio.open_nursery() as nursery, world.client() as client:
+            first = call(nursery, world, headers={"idempotency-key": "k1"})
+            refused(world, await world.take_job(), "no space")
+            expected = (500, "compute configuration failed: no space")
+            assert error_of(await first.result()) == expected
+            headers = {**JSON, "idempotency-key": "k1"}
+            assert error_of(await client.post("/configure", content=configure_body(), headers=headers)) == expected
+            other = configure_body(operation_uuid="other")
+            assert (await client.post("/configure", content=other, headers=headers)).status_code == 422
 
     async def test_each_request_gets_its_own_result(self) -> None:
         """D-12: a failure that is followed at once by a success is still told to whom it belongs."""
@@ -287,7 +323,7 @@ class TestMeanwhile:
             world.compute.apply(ev.ApplyBegan())
             world.compute.apply(ev.Applied(spec=job.spec))
             assert error_of(await first.result()) == (500, "compute configuration failed: first")
-            second = call(nursery, world)
+            second = call(nursery, world, operation_uuid="second")
             job = await world.take_job()
             applied(world, job)
             world.compute.apply(ev.Crashed(error="later"))

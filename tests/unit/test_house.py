@@ -23,7 +23,7 @@ FLOORS = (
     {"ports"},
     {"services"},
     {"http", "run"},
-    {"embedded"},
+    {"commands", "embedded"},
     {"cli", "__main__", "__init__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

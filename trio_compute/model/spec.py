@@ -22,9 +22,9 @@ U64 = Annotated[int, Meta(ge=0)]
 PositiveU64 = Annotated[int, Meta(ge=1)]
 
 
-def about(text: str) -> Meta:
+def about(text: str, example: str | None = None) -> Meta:
     """Say what a field means: the JSON Schema, docs/spec.md and the hints of `validate` show it."""
-    return Meta(description=text)
+    return Meta(description=text, examples=None if example is None else [example])
 
 
 def secret(text: str) -> Meta:
@@ -45,7 +45,7 @@ class Wire(Struct, frozen=True, kw_only=True):
 class StaticMode(Wire, frozen=True):
     """Pin a read-only compute to one LSN."""
 
-    lsn: Annotated[LsnText, about("Position in the WAL that every read sees, as `HI/LO` in hex.")] = field(
+    lsn: Annotated[LsnText, about("Position in the WAL that every read sees, as `HI/LO` in hex.", "0/169AD58")] = field(
         name="Static"
     )
 

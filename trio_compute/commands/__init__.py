@@ -1,0 +1,1 @@
+"""Sub-commands of `trio-compute` that run no compute."""
