@@ -20,7 +20,10 @@ from trio_compute.model.ids import Lsn
 S = Status
 OLD_SPEC, NEW_SPEC = parsed_spec(), parsed_spec(safekeeper_connstrings=["new:1"])
 LATER = NOON + dt.timedelta(minutes=5)
-CONTENT: dict[str, Any] = {"spec": NEW_SPEC, "at": LATER, "error": "text", "flush_lsn": Lsn(7)}
+CONTENT: dict[str, Any] = {
+    "spec": NEW_SPEC, "at": LATER, "error": "text", "flush_lsn": Lsn(7),
+    "restart_required": ("features",),
+}
 EVENTS = Event.__subclasses__()
 
 
@@ -108,12 +111,12 @@ REMEMBERED: dict[type[Event], dict[str, Any]] = {
     ev.StartFailed: {"error": "text"},
     ev.ApplyQueued: {},
     ev.ApplyBegan: {},
-    ev.Applied: {"spec": NEW_SPEC, "error": None},
+    ev.Applied: {"spec": NEW_SPEC, "restart_required": ("features",), "error": None},
     ev.ApplyFailed: {"error": "text"},
     ev.RefreshRequested: {},
     ev.RefreshBegan: {},
     ev.RefreshUnchanged: {"error": None},
-    ev.Refreshed: {"spec": NEW_SPEC, "error": None},
+    ev.Refreshed: {"spec": NEW_SPEC, "restart_required": ("features",), "error": None},
     ev.RefreshFailed: {"error": "text"},
     ev.TerminateFast: {},
     ev.TerminateImmediate: {},
