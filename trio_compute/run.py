@@ -24,6 +24,7 @@ from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.services.apply_queue import ApplyQueue, Job, Rejected, Succeeded
 from trio_compute.services.configure import Configurator
+from trio_compute.services.lsn_lease import LsnLease
 from trio_compute.services.prepare import prepare_pgdata, sync_with_retries
 from trio_compute.services.signals import relay_signals
 from trio_compute.services.supervise import best_effort, critical, run_unless
@@ -132,8 +133,13 @@ async def _serve_critically(
 
 
 async def _live_in_scope(life: Life, first: Job | None) -> None:
-    with life.compute.life:
-        await live(life, first)
+    compute = life.compute
+    with compute.life:
+        async with trio.open_nursery() as companions:
+            lease = LsnLease(compute, life.host.request_lsn_lease)
+            companions.start_soon(critical, compute, "lsn lease", lease.serve)
+            await live(life, first)
+            companions.cancel_scope.cancel()
 
 
 async def live(life: Life, first: Job | None) -> None:
