@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ async def test_every_fault_of_a_pageserver_is_an_error(
     faults: Faults, text: str, spec: ParsedSpec, world: World, public_tmp: Path
 ) -> None:
     """S-07, S-08: an error after a complete archive counts; so do cuts and flipped bits. Nothing stays open."""
-    world.pageserver.faults = faults
+    world.pageserver.faults = copy(faults)
     before = open_files()
     with pytest.raises(StorageError) as raised:
         await fetch(spec, public_tmp / "pgdata")
