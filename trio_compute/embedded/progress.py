@@ -39,6 +39,10 @@ class Progress:
         self._is_terminal = stream.isatty()
         self._told = 0
 
+    def again(self) -> Progress:
+        """Return progress for one more start on the same stream."""
+        return Progress(self._stream)
+
     def say(self, text: str) -> None:
         """Write a line of its own."""
         self._stream.write(f"{CLEAR_LINE if self._is_terminal else ''}{text}\n")

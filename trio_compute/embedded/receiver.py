@@ -29,7 +29,11 @@ HEADER = struct.Struct("!cI")
 WAL_DATA = struct.Struct("!cqqq")
 KEEPALIVE = struct.Struct("!cqq?")
 STATUS = struct.Struct("!cqqqq?")
-NOT_READY = "57P03"
+SLOT = "wal_proposer_slot"
+"""As Neon's own: the primary keeps what was not received yet, whatever its checkpoints would recycle."""
+
+QUIET = ("57", "55006")  # starting up or going down; the slot is still held by the last connection
+EXISTS = "42710"
 
 Message = tuple[bytes, bytes]
 
@@ -84,24 +88,37 @@ class Client:
         return await self._until_ready()
 
     async def _until_ready(self) -> list[list[bytes | None]]:
-        rows = []
+        rows: list[list[bytes | None]] = []
+        failure: ReplicationError | None = None
         while True:
-            for kind, body in await self.messages():
+            try:
+                arrived = await self.messages()
+            except EOFError:
+                # A fatal error is followed by nothing.
+                raise failure or EOFError from None
+            for kind, body in arrived:
                 if kind == b"E":
-                    raise _error(body)
-                if kind == b"R" and body != bytes(4):
+                    failure = _error(body)
+                elif kind == b"R" and body != bytes(4):
                     raise StorageError("the primary asks its safekeeper for a password")
-                if kind == b"S":
+                elif kind == b"S":
                     name, value, _ = body.decode(errors="replace").split("\0")
                     self.parameters[name] = value
                 elif kind == b"D":
                     rows.append(_row(body))
                 elif kind == b"Z":
+                    if failure is not None:
+                        raise failure
                     return rows
 
     async def start_replication(self, lsn: Lsn, line: int) -> None:
-        """Ask for WAL; it arrives as copy data."""
-        command = f"START_REPLICATION PHYSICAL {lsn} TIMELINE {line}"
+        """Ask for WAL, which arrives as copy data."""
+        try:
+            await self.query(f"CREATE_REPLICATION_SLOT {SLOT} PHYSICAL RESERVE_WAL")
+        except ReplicationError as error:
+            if error.sqlstate != EXISTS:
+                raise
+        command = f"START_REPLICATION SLOT {SLOT} PHYSICAL {lsn} TIMELINE {line}"
         await self._stream.send_all(message(b"Q", command.encode() + b"\0"))
 
     async def acknowledge(self, lsn: Lsn) -> None:
@@ -133,7 +150,7 @@ class Receiver:
             try:
                 pause = await self._session(port)
             except ReplicationError as error:
-                if error.sqlstate != NOT_READY:
+                if not error.sqlstate.startswith(QUIET):
                     pause = self._complain(error)
             except ComputeError as error:
                 pause = self._complain(error)
@@ -150,17 +167,18 @@ class Receiver:
     async def _session(self, port: int) -> float:
         """Receive from one connection until it ends; return how long to wait before the next."""
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-                        client = Client(stream)
+            client = Client(stream)
             await client.log_in(self._user)
             if client.parameters.get("in_hot_standby") == "on":
                 return STANDBY_RETRY_SECONDS
             async with self._timeline.wal_lock:
-                with trio.CancelScope() as self._timeline.session:
-                    try:
+                scope = self._timeline.session = trio.CancelScope()
+                try:
+                    with scope:
                         await self._receive(client)
-                    finally:
-                        self._timeline.session = None
-                        self._timeline.wal.close()
+                finally:
+                    self._timeline.session = None
+                    self._timeline.wal.close()
         return RETRY_SECONDS
 
     async def _receive(self, client: Client) -> None:

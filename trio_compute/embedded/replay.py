@@ -1,4 +1,4 @@
-"""From a snapshot and the WAL after it to a data directory at rest: Postgres' own crash recovery, in a scratch place."""
+"""From a snapshot and the WAL after it to a data directory at rest: Postgres' own crash recovery, elsewhere."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _settings(bin_directory: Path, scratch: Path, last_pgdata: Path | None) -> d
 
 def _recover(bin_directory: Path, pgdata: Path, run_as: RunAs, settings: Mapping[str, str]) -> None:
     """Let a single-user Postgres recover and shut down, as pg_rewind does; it listens nowhere."""
-    lines = {**settings, "fsync": "off", "restore_command": "'false'"}
+    lines = {**settings, "fsync": "off", "hot_standby": "off", "restore_command": "'false'"}
     conf = pgdata / "postgresql.conf"
     conf.write_text("".join(f"{name} = {value}\n" for name, value in lines.items()), encoding="ascii")
     run_as.own(conf)

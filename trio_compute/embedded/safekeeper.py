@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from trio_compute.embedded.branches import exclusive
 from trio_compute.embedded.timelines import Timeline
 from trio_compute.embedded.wire import Session, WireError
 from trio_compute.errors import ComputeError
@@ -33,7 +31,7 @@ class Safekeeper:
 
     def advance(self, timeline: str, lsn: Lsn) -> None:
         """Take note that a timeline is safe up to an LSN."""
-        with _locked(self._path.with_name("lock")):
+        with exclusive(self._path.with_name("lock")):
             lsns = self._read()
             if lsn > Lsn.parse(lsns.get(timeline, "0/0")):
                 lsns[timeline] = str(lsn)
@@ -47,8 +45,8 @@ class SafekeeperGroup:
     """Answer for the members of a group; a sync through any of them brings all to the same LSN.
 
     TIMELINE_STATUS is Neon's own command. STAND_IN_SYNC is not: it is what the wrapper around vanilla Postgres calls in
-    place of the walproposer's protocol, which only Neon's own Postgres speaks. At the end of a compute it brings the LSN
-    that Postgres stopped at; at a start it brings none, and what a crash left is recovered before it is answered.
+    place of the walproposer's protocol, which only Neon's own Postgres speaks. At the end of a compute it brings the
+    LSN that Postgres stopped at; at a start it brings none, and what a crash left is recovered before the answer.
     """
 
     def __init__(self, directory: Path, timelines: Mapping[tuple[str, str], Timeline], members: int = 3) -> None:
@@ -104,16 +102,6 @@ class SafekeeperGroup:
             for member in self.members:
                 member.advance(key, highest)
         return highest
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def brief_query(query: str) -> str:

@@ -93,6 +93,9 @@ def _pack(pgdata: Path, wal_file: str, stream: io.BufferedIOBase | gzip_ng.GzipN
             elif name != "global/pg_control":
                 _add_bytes(archive, name, path.read_bytes())
         _add_directory(archive, "pg_wal/archive_status")
+        # After a promotion Postgres does not take its own WAL for valid without them.
+        for history in sorted((pgdata / "pg_wal").glob("*.history")):
+            _add_bytes(archive, f"pg_wal/{history.name}", history.read_bytes())
         for name in ("neon.signal", "zenith.signal"):
             _add_bytes(archive, name, b"PREV LSN: none")
         for name in ("global/pg_control", f"pg_wal/{wal_file}"):

@@ -13,7 +13,14 @@ from zlib_ng import gzip_ng
 
 from trio_compute.embedded.replay import replayed
 from trio_compute.embedded.snapshots import Snapshots, read_control
-from trio_compute.embedded.wal import SHUTDOWN_CHECKPOINT_BYTES, Segment, Unsettled, WalStore
+from trio_compute.embedded.wal import (
+    PAGE_BYTES,
+    SHUTDOWN_CHECKPOINT_BYTES,
+    Segment,
+    Unsettled,
+    WalStore,
+    is_segment_name,
+)
 from trio_compute.errors import HostError, StorageError
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN, Lsn
@@ -59,6 +66,18 @@ class Timeline:
             self.received = self.wal.end() or INVALID_LSN
         base = Lsn.parse(unsettled.base)
         return max(base, self.received), base
+
+    def readable(self) -> tuple[Lsn, Lsn]:
+        """Return the first and the last LSN whose state can be had; blocking. Raises StorageError if there is none."""
+        newest, first = self.snapshots.newest_at(None), self.snapshots.lsns()[0]
+        return first, max(newest, self.wal.end() or INVALID_LSN)
+
+    def require_readable(self, lsn: Lsn) -> None:
+        """Raise StorageError unless the state at an LSN can be had; blocking."""
+        first, last = self.readable()
+        # A record may end in zero bytes, which count as no WAL here, and the next one begins after a page's header.
+        if not first <= lsn <= last + PAGE_BYTES:
+            raise StorageError(f"the state at {lsn} is not kept; what is kept reaches from {first} to {last}")
 
     def recover(self) -> Lsn | None:
         """Make a snapshot of what is newer than the newest one; return its LSN, or None when there is nothing.
@@ -115,10 +134,10 @@ class Timeline:
 
         This timeline stays as it is, and may be in use. Raises StorageError when the LSN is not kept here.
         """
+        if until is not None:
+            self.require_readable(until)
         base = self.snapshots.newest_at(until)
-        end = self.wal.end() if self.wal.unsettled is not None or until is not None else None
-        if until is not None and until > max(base, end or INVALID_LSN):
-            raise StorageError(f"{until} is in the future: the timeline ends at {max(base, end or INVALID_LSN)}")
+        end = None if until is None and self.wal.unsettled is None else self.wal.end()
         if end is None or until == base or not self.wal.holds(base, until or end):
             target.directory.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.snapshots.path(base), target.snapshots.path(base))
@@ -174,13 +193,16 @@ class Timeline:
             return self._take(rest)
 
     def _take(self, rest: AtRest) -> Lsn:
-        """Make a snapshot of a directory at rest; the order of the steps is what a crash in between relies on."""
-        self.snapshots.capture(rest.pgdata, rest.lsn, rest.segment.name)
+        """Make a snapshot of a directory at rest.
+
+        The order of the steps is what a crash in between relies on: with the WAL up to the new snapshot in the store,
+        both the old snapshot and the new one can be replayed from.
+        """
         self.wal.adopt(rest.pgdata / "pg_wal", rest.lsn, rest.segment)
+        self.snapshots.capture(rest.pgdata, rest.lsn, rest.segment.name)
         self.wal.settle()
         self.received = None
-        oldest = self.snapshots.lsns()[0]
-        self.wal.drop_before(oldest)
+        self.wal.drop_before(self.snapshots.lsns()[0])
         return rest.lsn
 
     def _last_pgdata(self) -> Path | None:
@@ -192,9 +214,8 @@ def wal_of(snapshot: Path) -> tuple[Segment, bytes]:
     with gzip_ng.open(snapshot, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[no-untyped-call]
         for entry in archive:
             directory, _, name = entry.name.rpartition("/")
-            if directory == "pg_wal" and entry.isfile():
+            if directory == "pg_wal" and is_segment_name(name):
                 file = archive.extractfile(entry)
                 assert file is not None
                 return Segment.of(name), file.read()
     raise StorageError(f"{snapshot} holds no WAL segment")
-

@@ -60,11 +60,16 @@ class Segment(Struct, frozen=True, order=True):
         return cls(lsn - lsn % SEGMENT_BYTES, line)
 
 
+def is_segment_name(name: str) -> bool:
+    """Tell whether a file name is a segment's."""
+    return _SEGMENT_NAME.match(name) is not None
+
+
 def segments_in(directory: Path) -> list[Segment]:
     """Return the segments of a directory in the order of the log."""
     if not directory.is_dir():
         return []
-    return sorted(Segment.of(path.name) for path in directory.iterdir() if _SEGMENT_NAME.match(path.name))
+    return sorted(Segment.of(path.name) for path in directory.iterdir() if is_segment_name(path.name))
 
 
 def histories_in(directory: Path) -> list[Path]:
@@ -92,6 +97,9 @@ class WalStore:
     def mark_unsettled(self, unsettled: Unsettled) -> None:
         """Take note that commits may come which no snapshot holds."""
         self._make_directory()
+        for segment in segments_in(self.directory):
+            # Whoever copied the world may have changed the owners.
+            self._run_as.own(self.path(segment))
         write_atomically(self._marker, msgspec.json.encode(unsettled).decode(), RunAs(), mode=0o644)
         sync_directory(self.directory)
 

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -16,12 +16,15 @@ from typing import Any
 
 import msgspec
 import trio
-from msgspec import Struct
 
+from trio_compute.embedded.branches import MAIN, Branch, Identity, add_branch, load_identity
+from trio_compute.embedded.endpoints import Addresses, Endpoint, mode_settings, primary_conninfo, spec_of
 from trio_compute.embedded.http_services import control_plane, endpoint_storage
 from trio_compute.embedded.pageserver import Pageserver
+from trio_compute.embedded.receiver import Receiver, open_receiver
 from trio_compute.embedded.safekeeper import SafekeeperGroup
-from trio_compute.embedded.snapshots import Snapshots, capture_if_at_rest
+from trio_compute.embedded.snapshots import Snapshots
+from trio_compute.embedded.timelines import Timeline
 from trio_compute.embedded.tokens import Issuer
 from trio_compute.embedded.wire import Session, WireError, serve_session
 from trio_compute.errors import HostError
@@ -34,45 +37,74 @@ from trio_compute.model.ids import Lsn
 SUPERUSER = "cloud_admin"
 COMPUTE_ID = "dev-compute"
 ENDPOINT_ID = "ep-dev"
+__all__ = [
+    "Addresses",
+    "Branch",
+    "Endpoint",
+    "Identity",
+    "World",
+    "base_settings",
+    "default_data_directory",
+    "free_port",
+    "open_services",
+]
+
 TOOLS = ("pg_ctl", "initdb", "pg_config", "pg_isready", "pg_dump", "psql", "pg_controldata")
 
 
-class Identity(Struct, frozen=True):
-    """Hold what a world is called; written once."""
-
-    tenant_id: str
-    timeline_id: str
-    postgres_major: int
-
-
-class Addresses(Struct, frozen=True):
-    """Say where the embedded services listen."""
-
-    pageserver: str
-    safekeepers: list[str]
-    control_plane: str
-    endpoint_storage: str
-
-
 class World:
-    """Own the directory of an embedded world; `run_as` is the user that Postgres runs as there."""
+    """Own the directory of an embedded world; `run_as` is the user that Postgres runs as there.
 
-    def __init__(self, directory: Path, tree: Path, major: int, run_as: RunAs) -> None:
+    Everything here is about one branch, but the services answer for all of them.
+    """
+
+    def __init__(self, directory: Path, tree: Path, major: int, run_as: RunAs, *, branch: str = MAIN) -> None:
         self.directory = directory
         self.run_as = run_as
+        self.branch = branch
         self.real_bin = tree / "bin"
-        self.pgdata = directory / "pgdata"
         self.pgbin = directory / "bin" / "postgres"
-        self.config_path = directory / "config.json"
         self._make_directory()
-        self.identity = self._load_identity(major)
+        self.identity = load_identity(directory, major)
+        self.timeline_id = self.identity.timeline_of(branch)
         self.issuer = Issuer.load(directory / "issuer.key")
-        self.safekeepers = SafekeeperGroup(directory / "safekeepers")
-        self.snapshots = Snapshots(directory / "timelines" / self.identity.timeline_id)
-        timelines = {(self.identity.tenant_id, self.identity.timeline_id): self.snapshots}
-        self.pageserver = Pageserver(timelines)
+        self.timelines: dict[tuple[str, str], Timeline] = {}
+        self._snapshots: dict[tuple[str, str], Snapshots] = {}
+        for timeline_id in (self.identity.timeline_id, *(known.timeline_id for known in self.identity.branches)):
+            self._add_timeline(timeline_id)
+        self.timeline = self.timelines[self.identity.tenant_id, self.timeline_id]
+        self.snapshots = self.timeline.snapshots
+        self.safekeepers = SafekeeperGroup(directory / "safekeepers", self.timelines)
+        self.pageserver = Pageserver(self._snapshots)
         self.control_plane_token = secrets.token_urlsafe(16)
+        self.primary = self._primary()
+        self.pgdata = self.primary.pgdata
+        self.config_path = self.primary.config_path
         self._write_wrapper()
+
+    def _add_timeline(self, timeline_id: str) -> Timeline:
+        directory = self.directory / "timelines" / timeline_id
+        timeline = Timeline(timeline_id, directory, self.real_bin, self.run_as)
+        key = (self.identity.tenant_id, timeline_id)
+        self.timelines[key], self._snapshots[key] = timeline, timeline.snapshots
+        return timeline
+
+    def _primary(self) -> Endpoint:
+        if self.branch == MAIN:
+            return Endpoint("primary", COMPUTE_ID, ENDPOINT_ID, self.directory)
+        return self.endpoint("primary", "Primary")
+
+    def endpoint(self, name: str, mode: str | dict[str, str]) -> Endpoint:
+        """Return one more compute on this branch, with a place of its own."""
+        directory = self.directory / "computes" / self.branch / name
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for place in (directory, directory.parent, directory.parent.parent):
+                place.chmod(0o755)
+        except OSError as error:
+            raise HostError(f"cannot use {directory}: {error.strerror}") from error
+        unique = f"{self.branch}-{name}"
+        return Endpoint(name, f"dev-{unique}", f"ep-{unique}", directory, mode)
 
     def _make_directory(self) -> None:
         try:
@@ -82,17 +114,6 @@ class World:
         except OSError as error:
             raise HostError(f"cannot use {self.directory}: {error.strerror}") from error
 
-    def _load_identity(self, major: int) -> Identity:
-        path = self.directory / "world.json"
-        if path.exists():
-            identity = msgspec.json.decode(path.read_bytes(), type=Identity)
-            if identity.postgres_major != major:
-                raise HostError(f"{self.directory} was made for Postgres {identity.postgres_major}, not {major}")
-            return identity
-        identity = Identity(secrets.token_hex(16), secrets.token_hex(16), major)
-        write_atomically(path, msgspec.json.encode(identity).decode(), RunAs(), mode=0o644)
-        return identity
-
     def _write_wrapper(self) -> None:
         self.pgbin.parent.mkdir(exist_ok=True)
         self.pgbin.parent.chmod(0o755)
@@ -100,9 +121,11 @@ class World:
         write_atomically(self.pgbin, script.replace("@REAL_BIN@", f"'{self.real_bin}'"), RunAs(), mode=0o755)
         self.pgbin.chmod(0o755)
         for tool in TOOLS:
-            link = self.pgbin.with_name(tool)
-            link.unlink(missing_ok=True)
-            link.symlink_to(self.real_bin / tool)
+            link, target = self.pgbin.with_name(tool), self.real_bin / tool
+            # Another branch's compute may be running it: what is right is left alone.
+            if not (link.is_symlink() and link.readlink() == target):
+                link.unlink(missing_ok=True)
+                link.symlink_to(target)
 
     def seed(self) -> None:
         """Make the first snapshot with initdb, if there is none; blocking, one to two seconds."""
@@ -123,20 +146,52 @@ class World:
         )
         if result.returncode != 0:
             raise HostError(f"initdb failed: {result.stderr.strip()}")
-        capture_if_at_rest(self.snapshots, self.real_bin, template)
+        self.timeline.pgdatas = [template]
+        self.timeline.recover()
         shutil.rmtree(template)
 
     def recover(self) -> Lsn | None:
-        """Take in the data directory that a clean stop left, if it is newer than the last snapshot; blocking."""
-        return capture_if_at_rest(self.snapshots, self.real_bin, self.pgdata)
+        """Make a snapshot of what was left since the newest one, by a clean stop or by a crash; blocking.
+
+        Returns its LSN, or None when there is nothing new. Streams of WAL must have ended.
+        """
+        self.timeline.pgdatas = self.data_directories()
+        lsn = self.timeline.recover()
+        if lsn is not None:
+            # Computes ask for what the safekeepers know; it must not be less than what there is.
+            self.safekeepers.sync(f"{self.identity.tenant_id}/{self.timeline_id}", [str(lsn)])
+        return lsn
+
+    def data_directories(self) -> list[Path]:
+        """Return where computes of this branch have or had their data, the primary's first."""
+        others = sorted((self.directory / "computes" / self.branch).glob("*/pgdata"))
+        return [self.pgdata, *(path for path in others if path != self.pgdata)]
+
+    def make_branch(self, name: str, at: Lsn | None = None) -> Lsn:
+        """Make a branch of this one from its last state, or from an earlier one; return the LSN it begins at; blocking.
+
+        This branch stays as it is, and may be running. Raises HostError for a name that is bad or taken, StorageError
+        for an LSN that is not kept.
+        """
+        self.identity.require_free(name)
+        timeline = self._add_timeline(secrets.token_hex(16))
+        try:
+            lsn = self.timeline.copy_state(timeline, at)
+            branch = Branch(name, timeline.timeline_id, self.branch, str(lsn if at is None else at))
+            self.identity = add_branch(self.directory, branch)
+        except BaseException:
+            shutil.rmtree(timeline.directory, ignore_errors=True)
+            raise
+        self.safekeepers.sync(f"{self.identity.tenant_id}/{timeline.timeline_id}", [str(lsn)])
+        return lsn
 
     def storage_token(self) -> str:
         """Return a token for pageserver and safekeepers."""
         return self.issuer.sign({"scope": "tenant", "tenant_id": self.identity.tenant_id})
 
-    def api_token(self) -> str:
-        """Return a token for the external API of the compute."""
-        return self.issuer.sign({"compute_id": COMPUTE_ID})
+    def api_token(self, endpoint: Endpoint | None = None) -> str:
+        """Return a token for the external API of a compute, the primary's unless told otherwise."""
+        return self.issuer.sign({"compute_id": (endpoint or self.primary).compute_id})
 
     def authenticate(self, _session: Session, password: str) -> None:
         """Accept storage tokens of this tenant; raise WireError otherwise."""
@@ -147,36 +202,45 @@ class World:
         if claims.get("tenant_id") != self.identity.tenant_id:
             raise WireError("JWT authentication error", fatal=True)
 
-    def config(self, addresses: Addresses, postgresql_conf: dict[str, str]) -> dict[str, Any]:
-        """Return config.json for a primary compute on this world."""
-        spec = {
-            "format_version": 1.0,
-            "suspend_timeout_seconds": -1,
-            "cluster": {
-                "cluster_id": "dev",
-                "name": "dev",
-                "roles": [{"name": "test", "encrypted_password": None, "options": None}],
-                "databases": [{"name": "neondb", "owner": "test", "options": None}],
-                "postgresql_conf": "".join(f"{name}={value}\n" for name, value in postgresql_conf.items()),
-                "settings": None,
-            },
-            "tenant_id": self.identity.tenant_id,
-            "timeline_id": self.identity.timeline_id,
-            "endpoint_id": ENDPOINT_ID,
-            "pageserver_connection_info": {
-                "shard_count": 0,
-                "shards": {"0000": {"pageservers": [{"libpq_url": addresses.pageserver}]}},
-            },
-            "safekeeper_connstrings": addresses.safekeepers,
-            "storage_auth_token": self.storage_token(),
-            "endpoint_storage_addr": addresses.endpoint_storage,
-            "mode": "Primary",
-        }
+    def config(
+        self,
+        addresses: Addresses,
+        postgresql_conf: dict[str, str],
+        *,
+        endpoint: Endpoint | None = None,
+        durable: bool = False,
+        primary_port: int | None = None,
+    ) -> dict[str, Any]:
+        """Return config.json for a compute, the primary unless told otherwise.
+
+        `durable` makes commits wait for the safekeepers, so `open_receiver` must run beside it. A replica streams from
+        `primary_port`.
+        """
+        endpoint = endpoint or self.primary
+        conninfo = None
+        if primary_port is not None and endpoint.mode == "Replica":
+            conninfo = primary_conninfo(primary_port, SUPERUSER, endpoint.endpoint_id)
+        spec = spec_of(
+            endpoint,
+            tenant_id=self.identity.tenant_id,
+            timeline_id=self.timeline_id,
+            addresses=addresses,
+            token=self.storage_token(),
+            settings={**postgresql_conf, **mode_settings(endpoint.mode, self.timeline.wal.directory, conninfo)},
+            durable=durable,
+        )
         return {"spec": spec, "compute_ctl_config": {"jwks": {"keys": [self.issuer.jwk()]}, "tls": None}}
 
-    def write_config(self, config: dict[str, Any]) -> None:
-        """Write config.json."""
-        write_atomically(self.config_path, msgspec.json.format(msgspec.json.encode(config)).decode(), RunAs())
+    def write_config(self, config: dict[str, Any], endpoint: Endpoint | None = None) -> None:
+        """Write config.json of a compute, the primary's unless told otherwise."""
+        path = self.config_path if endpoint is None else endpoint.config_path
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(config)).decode(), RunAs())
+
+    def open_receiver(
+        self, *ports: int, say: Callable[[str], object] = lambda _text: None
+    ) -> AbstractAsyncContextManager[Receiver]:
+        """Let the safekeepers receive the WAL of this branch from the primary that will be at one of the ports."""
+        return open_receiver(self.timeline, SUPERUSER, *ports, say=say)
 
 
 def base_settings(port: int) -> dict[str, str]:
@@ -190,6 +254,7 @@ def base_settings(port: int) -> dict[str, str]:
         "fsync": "off",
         "wal_level": "logical",
         "max_wal_senders": "10",
+        "wal_sender_timeout": "5s",
         "max_replication_slots": "10",
         "hot_standby": "on",
         "restart_after_crash": "off",
