@@ -21,7 +21,10 @@ S = Status
 OLD_SPEC, NEW_SPEC = parsed_spec(), parsed_spec(safekeeper_connstrings=["new:1"])
 LATER = NOON + dt.timedelta(minutes=5)
 CONTENT: dict[str, Any] = {
-    "spec": NEW_SPEC, "at": LATER, "error": "text", "flush_lsn": Lsn(7),
+    "spec": NEW_SPEC,
+    "at": LATER,
+    "error": "text",
+    "flush_lsn": Lsn(7),
     "restart_required": ("features",),
 }
 EVENTS = Event.__subclasses__()
