@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from trio_compute.embedded.world import free_port
 
 COMMAND = [sys.executable, "-m", "trio_compute", "dev"]
+IPC_RMID = 0
 READY = "Ctrl-C ends it"
 
 
@@ -87,13 +89,37 @@ def run_dev(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def kill_tree(pid: int) -> list[int]:
-    """Kill a process and all that it started with SIGKILL, in any order; return which ones."""
+    """Kill a process and all that it started with SIGKILL, in any order; return which ones.
+
+    The shared memory that a killed Postgres cannot remove any more is removed once they are gone.
+    """
     pids = descendants(pid)
+    files, segments = shared_memory(pids)
     random.shuffle(pids)
     for each in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
+    wait_gone(each for each in pids if each != pid)
+    for file in files:
+        file.unlink(missing_ok=True)
+    for segment in segments:
+        ctypes.CDLL(None).shmctl(segment, IPC_RMID, None)
     return pids
+
+
+def shared_memory(pids: Iterable[int]) -> tuple[set[Path], set[int]]:
+    """Return the POSIX and the System V shared memory of Postgres that some processes have mapped."""
+    files: set[Path] = set()
+    segments: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in (Path("/proc") / str(pid) / "maps").read_text().splitlines():
+                inode, name = [*line.split(maxsplit=5), ""][4:6]
+                if name.startswith("/dev/shm/PostgreSQL."):
+                    files.add(Path(name))
+                elif name.startswith("/SYSV"):
+                    segments.add(int(inode))  # its number is the identifier
+    return files, segments
 
 
 def descendants(pid: int) -> list[int]:

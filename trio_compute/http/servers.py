@@ -62,8 +62,8 @@ class HttpServers:
     async def _load_in_the_pool(self) -> None:
         # A pooled compute has the time, and its first /configure must not wait. One that has its spec may never need
         # Quart, and during its start every millisecond of the interpreter belongs to that.
-        await self._compute.reach(Status.EMPTY)
-        await self._load_quart()
+        if self._compute.state.status is Status.EMPTY:
+            await self._load_quart()
 
     def drain(self) -> None:
         """Accept nothing more, finish what is in flight, end."""
