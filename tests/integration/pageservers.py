@@ -7,8 +7,9 @@ import io
 import os
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,27 +136,33 @@ async def _copy(source: trio.SocketStream, target: trio.SocketStream, limit: int
 
 
 class Leftovers:
-    """Compare open files and Python's threads with what there was; idle threads of Trio's cache do not count."""
+    """Compare open files and Python's threads with what there was.
 
-    def __init__(self) -> None:
+    Idle threads of Trio's cache do not count, nor those of a pool that a server which still runs may have grown.
+    """
+
+    def __init__(self, *, ignored: tuple[str, ...] = ("Trio thread", "grpc-pageserver")) -> None:
+        self._ignored = ignored
         self._files = _open_files()
-        self._threads = _threads()
+        self._threads = set(threading.enumerate())
 
     async def gone(self, *, within_seconds: float = 5.0) -> None:
         with trio.move_on_after(within_seconds):
             while self.found():
                 await trio.sleep(0.01)
-        assert self.found() == []
+        if found := self.found():
+            raise AssertionError(f"left over: {found}")
 
     def found(self) -> list[str]:
-        threads = _threads() - self._threads
-        files = _open_files()
-        return [thread.name for thread in threads] + ([f"{files} files"] if files > self._files else [])
+        threads = [thread.name for thread in set(threading.enumerate()) - self._threads]
+        files = sorted((_open_files() - self._files).elements())
+        return [name for name in threads if not name.startswith(self._ignored)] + files
 
 
-def _open_files() -> int:
-    return len([*Path("/proc/self/fd").iterdir()])
-
-
-def _threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
+def _open_files() -> Counter[str]:
+    """Count open files by kind; a number would tell one socket from another that took its place."""
+    kinds = Counter[str]()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            kinds[str(entry.readlink()).partition(":[")[0]] += 1
+    return kinds
