@@ -1,4 +1,4 @@
-"""The decisions about an LSN lease: delays, verdicts, targets and what makes another lease necessary (contract 07 §8)."""
+"""The decisions about an LSN lease: delays, verdicts, targets and what makes another lease needed (contract 07 §8)."""
 
 from __future__ import annotations
 
