@@ -16,7 +16,6 @@ def unapplied(parsed: ParsedSpec, settings: Settings) -> list[str]:
     """Return the names of spec fields and flags that are set and have no effect yet."""
     spec = parsed.spec
     conditions = {
-        "LSN lease of a static compute": parsed.mode == "static",
         "audit_log_level": spec.audit_log_level is not ComputeAudit.DISABLED,
         "swap_size_bytes": settings.resize_swap_on_bind and spec.swap_size_bytes is not None,
         "disk_quota_bytes": settings.set_disk_quota_for_fs is not None and spec.disk_quota_bytes is not None,
