@@ -65,7 +65,10 @@ def linger_seconds(ending: Ending | None, deadlines: Deadlines, *, had_spec: boo
 
 
 def exit_code(ending: Ending | None, postgres: Exit | None, sync_error: str | None) -> int:
-    """Return the exit code of the process: Postgres' own after an orderly end, 1 after anything forced or failed."""
+    """Return the exit code of the process: Postgres' own after an end that was asked for over HTTP or came by itself.
+
+    After a signal 0 if Postgres stopped in order, 1 if it had to be forced; 1 after anything that failed.
+    """
     if ending in _FAILURES or sync_error is not None:
         return 1
     if postgres is None:
