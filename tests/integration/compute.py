@@ -10,7 +10,8 @@ from typing import Any
 
 from trio_compute.embedded.compute_child import ComputeChild, Ports, open_compute
 from trio_compute.embedded.dev import compute_arguments, connstr
-from trio_compute.embedded.world import Addresses, World, base_settings, free_port
+from trio_compute.embedded.free_ports import free_port
+from trio_compute.embedded.world import Addresses, World, base_settings
 
 
 class Rig:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trio_compute.embedded.world import free_port
+from trio_compute.embedded.free_ports import free_port
 
 COMMAND = [sys.executable, "-m", "trio_compute", "dev"]
 IPC_RMID = 0

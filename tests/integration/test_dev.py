@@ -41,7 +41,7 @@ def test_exit_when_ready_prints_one_json_object_and_takes_everything_down(public
 
 
 def test_ctrl_c_ends_it_cleanly_and_the_data_stay(public_tmp: Path) -> None:
-    from trio_compute.embedded.world import free_port
+    from trio_compute.embedded.free_ports import free_port
 
     data, port = str(public_tmp / "world"), str(free_port())
     ports = ["--port", port, "--external-http-port", str(free_port()), "--internal-http-port", str(free_port())]

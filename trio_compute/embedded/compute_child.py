@@ -90,12 +90,15 @@ class ComputeChild:
             if status is not None and status["status"] in wanted:
                 return status
             if status is not None and status["status"] in give_up:
-                raise HostError(f"the compute is {status['status']}: {status['error']}")
+                raise HostError(
+                    f"the compute is {status['status']}: {status['error']}; its log ends:\n{self.log_tail()}"
+                )
             await trio.sleep(POLL_SECONDS)
 
     def log_tail(self) -> str:
-        """Return the end of the compute's log."""
-        return self._log_path.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:]
+        """Return the end of the compute's log, without our own questions over HTTP."""
+        lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        return "".join(line for line in lines if " INFO http: " not in line)[-LOG_TAIL_CHARACTERS:]
 
     def _json(self, response: httpx.Response) -> dict[str, Any]:
         if response.status_code >= 400:

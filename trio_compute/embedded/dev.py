@@ -21,6 +21,7 @@ from trio_compute.embedded.branches import MAIN, Identity, known_identity
 from trio_compute.embedded.compute_child import POLL_SECONDS, ComputeChild, Ports, open_compute
 from trio_compute.embedded.dev_branch import run_branch
 from trio_compute.embedded.endpoints import Endpoint, reach_moment, static_mode
+from trio_compute.embedded.free_ports import free_port
 from trio_compute.embedded.leftover import end_left_over
 from trio_compute.embedded.progress import Progress
 from trio_compute.embedded.world import (
@@ -29,7 +30,6 @@ from trio_compute.embedded.world import (
     World,
     base_settings,
     default_data_directory,
-    free_port,
     open_services,
 )
 from trio_compute.errors import ComputeError, HostError, cause_chain

@@ -45,7 +45,6 @@ __all__ = [
     "World",
     "base_settings",
     "default_data_directory",
-    "free_port",
     "open_services",
 ]
 
@@ -303,13 +302,6 @@ async def _serve_http(nursery: trio.Nursery, app: App) -> int:
     sock.setblocking(False)
     await nursery.start(partial(serve_app, app, [sock], draining=trio.sleep_forever, drain_seconds=0.0))
     return int(sock.getsockname()[1])
-
-
-def free_port() -> int:
-    """Return a TCP port that was free a moment ago, for a server that cannot choose one itself, such as Postgres."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def default_data_directory() -> Path:
