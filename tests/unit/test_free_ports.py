@@ -21,7 +21,7 @@ def test_no_port_is_given_twice_or_while_it_is_in_use(monkeypatch: pytest.Monkey
         taken.bind(("127.0.0.1", free_port()))
         monkeypatch.setattr(free_ports, "_numbers", iter(range(taken.getsockname()[1] - free_ports.LOWEST_PORT, 10**6)))
         found = [free_port() for _ in range(200)]
-    assert len(set(found)) == 200
+        assert len(set(found)) == 200
         assert taken.getsockname()[1] not in found
 
 
