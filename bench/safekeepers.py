@@ -12,7 +12,9 @@ from bench import rig
 from bench.report import Report, Samples, machine, now, verdict
 from trio_compute.db.connection import open_connection
 from trio_compute.db.target import Target
-from trio_compute.embedded.world import Addresses, World, open_services
+from trio_compute.embedded.endpoints import Addresses
+from trio_compute.embedded.services import open_services
+from trio_compute.embedded.world import World
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec, parse_spec, split_host_port
 from trio_compute.model.spec import Cluster, ComputeSpec

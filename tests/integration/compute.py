@@ -10,8 +10,9 @@ from typing import Any
 
 from trio_compute.embedded.compute_child import ComputeChild, Ports, open_compute
 from trio_compute.embedded.dev import compute_arguments, connstr
+from trio_compute.embedded.endpoints import Addresses
 from trio_compute.embedded.free_ports import free_port
-from trio_compute.embedded.world import Addresses, World, base_settings
+from trio_compute.embedded.world import World, base_settings
 
 
 class Rig:

@@ -15,7 +15,8 @@ import pytest
 from conftest import MAJORS
 from tests.integration.compute import Rig
 from trio_compute.embedded import binaries
-from trio_compute.embedded.world import World, open_services
+from trio_compute.embedded.services import open_services
+from trio_compute.embedded.world import World
 from trio_compute.host.run_as import RunAs
 
 

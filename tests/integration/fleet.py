@@ -12,9 +12,9 @@ import trio
 from tests.integration.dev_process import alive, kill_tree
 from trio_compute.embedded.compute_child import ComputeChild, Ports
 from trio_compute.embedded.dev import connstr, open_endpoint
-from trio_compute.embedded.endpoints import Endpoint
+from trio_compute.embedded.endpoints import Addresses, Endpoint
 from trio_compute.embedded.free_ports import free_port
-from trio_compute.embedded.world import Addresses, World, base_settings
+from trio_compute.embedded.world import World, base_settings
 from trio_compute.model.ids import Lsn
 
 POLL_SECONDS = 0.01

@@ -11,9 +11,11 @@ import httpx
 import pytest
 import trio
 
+from trio_compute.embedded.endpoints import Addresses
 from trio_compute.embedded.pageserver import parse_basebackup
+from trio_compute.embedded.services import open_services
 from trio_compute.embedded.wire import GSSENC_REQUEST, SSL_REQUEST, WireError
-from trio_compute.embedded.world import ENDPOINT_ID, Addresses, World, open_services
+from trio_compute.embedded.world import ENDPOINT_ID, World
 from trio_compute.errors import HostError
 from trio_compute.model.ids import Lsn
 

@@ -11,8 +11,10 @@ import pytest
 import trio
 
 from tests.fakes.specs import TENANT, TIMELINE, parsed
+from trio_compute.embedded.endpoints import Addresses
 from trio_compute.embedded.pageserver import Faults
-from trio_compute.embedded.world import Addresses, World, open_services
+from trio_compute.embedded.services import open_services
+from trio_compute.embedded.world import World
 from trio_compute.errors import ComputeError, StorageError
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN, Lsn

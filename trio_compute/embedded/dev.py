@@ -20,23 +20,21 @@ from trio_compute.embedded import binaries
 from trio_compute.embedded.branches import MAIN, Identity, known_identity
 from trio_compute.embedded.compute_child import POLL_SECONDS, ComputeChild, Ports, open_compute
 from trio_compute.embedded.dev_branch import run_branch
-from trio_compute.embedded.endpoints import Endpoint, reach_moment, static_mode
+from trio_compute.embedded.dev_faults import HELP as FAULTS_HELP
+from trio_compute.embedded.dev_faults import pageserver_faults, parse_fault, spoils_token
+from trio_compute.embedded.endpoints import Addresses, Endpoint, reach_moment, static_mode
 from trio_compute.embedded.free_ports import free_port
 from trio_compute.embedded.leftover import end_left_over
 from trio_compute.embedded.progress import Progress
-from trio_compute.embedded.world import (
-    SUPERUSER,
-    Addresses,
-    World,
-    base_settings,
-    default_data_directory,
-    open_services,
-)
+from trio_compute.embedded.services import open_services
+from trio_compute.embedded.world import SUPERUSER, World, base_settings, default_data_directory
 from trio_compute.errors import ComputeError, HostError, cause_chain
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import Lsn
 
 DEFAULT_POSTGRES_PORT = 55432
+MAX_SHARDS = 255
+OTHER_TENANT = "0" * 32
 
 
 def run_dev(argv: Sequence[str]) -> int:
@@ -76,6 +74,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--external-http-port", type=int, help="default 3080; any free one with --exit-when-ready")
     add("--internal-http-port", type=int, help="default 3081; any free one with --exit-when-ready")
     add("--postgres", type=int, choices=binaries.MAJORS, help="major version (default the world's, 17 for a new one)")
+    add(
+        "--shards",
+        type=_shards,
+        default=0,
+        metavar="N",
+        help="let N pageservers share the tenant (default not sharded)",
+    )
+    add("--pageserver-protocol", choices=("libpq", "grpc"), default="libpq", help="what they speak (default libpq)")
+    add(
+        "--fault",
+        type=parse_fault,
+        action="append",
+        default=[],
+        metavar="FAULT",
+        help=f"may be repeated: {FAULTS_HELP}",
+    )
     add("--exit-when-ready", action="store_true", help="take everything down once it runs")
     add("--json", action="store_true", help="with --exit-when-ready: print one JSON object")
     return parser
@@ -88,6 +102,13 @@ def _lsn(text: str) -> Lsn:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _shards(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= MAX_SHARDS:
+        raise argparse.ArgumentTypeError(f"a tenant has 1 to {MAX_SHARDS} shards")
+    return number
+
+
 async def _dev(options: argparse.Namespace, progress: Progress) -> int:
     directory = (options.data or default_data_directory()).absolute()
     known = known_identity(directory)
@@ -95,6 +116,7 @@ async def _dev(options: argparse.Namespace, progress: Progress) -> int:
     tree = await trio.to_thread.run_sync(lambda: binaries.ensure(major, progress.say))
     with _locked(directory, options.branch, known):
         world = await _open_world(directory, tree, major, options.branch, progress)
+        world.pageserver.faults = pageserver_faults(options.fault)
         ports = _ports(options)
         try:
             report = await _run_computes(world, ports, options, progress)
@@ -127,11 +149,12 @@ async def _run_computes(world: World, ports: Ports, options: argparse.Namespace,
     readers = [(endpoint, Ports(free_port(), free_port(), free_port())) for endpoint in _readers(world, options)]
     candidates = [ports.postgres, *(its.postgres for endpoint, its in readers if endpoint.mode == "Replica")]
     async with (
-        open_services(world) as addresses,
+        open_services(world, shards=options.shards, protocol=options.pageserver_protocol) as addresses,
         world.open_receiver(*candidates, say=progress.say),
         AsyncExitStack() as stack,
     ):
-        run = partial(_run_compute, stack, world, addresses, progress=progress)
+        token = world.storage_token(OTHER_TENANT if spoils_token(options.fault) else None)
+        run = partial(_run_compute, stack, world, addresses, token=token, progress=progress)
         primary, report = await run(world.primary, ports)
         others = [await run(endpoint, its, primary_port=ports.postgres) for endpoint, its in readers]
         if not options.exit_when_ready:
@@ -163,6 +186,7 @@ async def _run_compute(
     endpoint: Endpoint,
     ports: Ports,
     *,
+    token: str,
     progress: Progress,
     primary_port: int | None = None,
 ) -> tuple[ComputeChild, dict[str, Any]]:
@@ -173,6 +197,7 @@ async def _run_compute(
         durable=endpoint.is_primary,
         primary_port=primary_port,
     )
+    config["spec"]["storage_auth_token"] = token
     child = await stack.enter_async_context(open_endpoint(world, config, endpoint, ports))
     return child, await _start(child, world, endpoint, progress)
 

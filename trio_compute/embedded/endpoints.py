@@ -13,19 +13,38 @@ from trio_compute.db.connection import open_connection
 from trio_compute.db.target import Target
 from trio_compute.embedded.receiver import APPLICATION_NAME
 from trio_compute.embedded.wal import LONG_PAGE_HEADER_BYTES, PAGE_BYTES
-from trio_compute.model.ids import Lsn
+from trio_compute.model.ids import UNSHARDED, Lsn
 from trio_compute.plan.postgres_conf import quote
 
 MOMENT_POLL_SECONDS = 0.02
+STRIPE_PAGES = 2048
 
 
 class Addresses(Struct, frozen=True):
-    """Say where the embedded services listen."""
+    """Say where the embedded services listen; `pageservers` are URLs by shard index, for `protocol`."""
 
-    pageserver: str
+    pageservers: dict[str, str]
+    protocol: str
     safekeepers: list[str]
     control_plane: str
     endpoint_storage: str
+
+    @property
+    def pageserver(self) -> str:
+        """Return the URL of shard zero's pageserver, which has the basebackups."""
+        return next(iter(self.pageservers.values()))
+
+    def connection_info(self) -> dict[str, Any]:
+        """Return the spec's `pageserver_connection_info` (contract 01 §6)."""
+        shards = {index: {"pageservers": [{f"{self.protocol}_url": url}]} for index, url in self.pageservers.items()}
+        count = 0 if UNSHARDED in shards else len(shards)
+        stripe_size = STRIPE_PAGES if count else None
+        return {
+            "shard_count": count,
+            "stripe_size": stripe_size,
+            "shards": shards,
+            "prefer_protocol": self.protocol,
+        }
 
 
 class Endpoint(Struct, frozen=True):
@@ -139,10 +158,7 @@ def spec_of(
         "tenant_id": tenant_id,
         "timeline_id": timeline_id,
         "endpoint_id": endpoint.endpoint_id,
-        "pageserver_connection_info": {
-            "shard_count": 0,
-            "shards": {"0000": {"pageservers": [{"libpq_url": addresses.pageserver}]}},
-        },
+        "pageserver_connection_info": addresses.connection_info(),
         "safekeeper_connstrings": addresses.safekeepers,
         "storage_auth_token": token,
         "endpoint_storage_addr": addresses.endpoint_storage,

@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 import trio
 from msgspec import Struct
 
-from trio_compute.embedded.pageserver import Leases
+from trio_compute.embedded.pageserver import Faults, Leases, has_basebackups
 from trio_compute.embedded.snapshots import Snapshots
 from trio_compute.embedded.tokens import Issuer
 from trio_compute.errors import StorageError
-from trio_compute.model.ids import INVALID_LSN, is_hex_id
+from trio_compute.model.ids import INVALID_LSN, UNSHARDED, is_hex_id
 from trio_compute.storage import page_api
 from trio_compute.storage.grpc_pageserver import load_grpc
 
@@ -29,6 +29,7 @@ _SHARD = re.compile(r"[0-9a-fA-F]{4}")
 class GrpcFaults(Struct):
     """Hold what shall go wrong; tests change it between requests. A status is gRPC's name of it, such as INTERNAL."""
 
+    refusals: int = 0
     chunk_bytes: int = CHUNK_BYTES
     status: str | None = None
     status_text: str = "stand-in fault"
@@ -42,6 +43,20 @@ class GrpcFaults(Struct):
     lease_status: str | None = None
 
 
+def faults_like(faults: Faults) -> GrpcFaults:
+    """Return what goes wrong here where a libpq pageserver has delays, refusals, cuts and corruption."""
+
+    def chunk(byte: int | None) -> int | None:
+        return None if byte is None else byte // CHUNK_BYTES
+
+    return GrpcFaults(
+        refusals=faults.fail_connections,
+        delay_seconds=faults.delay_before_copy_seconds,
+        end_after_chunks=chunk(faults.cut_at_byte),
+        corrupt_chunk=chunk(faults.corrupt_at_byte),
+    )
+
+
 class Request(Struct, frozen=True):
     """Note one call: its method, its metadata and its message."""
 
@@ -51,12 +66,22 @@ class Request(Struct, frozen=True):
 
 
 class GrpcPageserver:
-    """Serve the snapshots of some timelines; with an issuer, only to who brings a token of it."""
+    """Serve the snapshots of some timelines; with an issuer, only to who brings a token of it.
 
-    def __init__(self, timelines: Mapping[tuple[str, str], Snapshots], issuer: Issuer | None = None) -> None:
+    `shard` is which shard of its tenant it has, such as `0102`; None is all that it is asked for.
+    """
+
+    def __init__(
+        self,
+        timelines: Mapping[tuple[str, str], Snapshots],
+        issuer: Issuer | None = None,
+        *,
+        shard: str | None = None,
+    ) -> None:
         self._timelines = timelines
         self._issuer = issuer
-        self._leases = Leases()
+        self._shard = shard
+        self.leases = Leases()
         self.faults = GrpcFaults()
         self.requests: list[Request] = []
 
@@ -107,8 +132,8 @@ class GrpcPageserver:
         if self.faults.lease_status is not None:
             call.fail(self.faults.lease_status, self.faults.status_text)
         tenant, timeline, shard = call.identity
-        key = (f"{tenant}-{shard}", timeline, lsn)
-        expires_at = self._leases.grant(snapshots, key, self.faults.lease_seconds)
+        key = (tenant if shard == UNSHARDED else f"{tenant}-{shard}", timeline, lsn)
+        expires_at = self.leases.grant(snapshots, key, self.faults.lease_seconds)
         if expires_at is None:
             call.fail("FAILED_PRECONDITION", f"{lsn} is below the GC cutoff")
         return b"" if self.faults.malformed else page_api.encode_lease_response(expires_at)
@@ -120,6 +145,13 @@ class GrpcPageserver:
         if not (is_hex_id(tenant) and is_hex_id(timeline) and _SHARD.fullmatch(shard)):
             call.fail("INVALID_ARGUMENT", "missing or invalid metadata")
         self._authenticate(call, tenant)
+        if self.faults.refusals > 0:
+            self.faults.refusals -= 1
+            call.fail("UNAVAILABLE", self.faults.status_text)
+        if self._shard not in {None, shard}:
+            call.fail("NOT_FOUND", f"this is shard {self._shard}")
+        if method == page_api.GET_BASE_BACKUP and not has_basebackups(shard):
+            call.fail("INVALID_ARGUMENT", f"shard {shard} has no basebackups, shard zero has")
         snapshots = self._timelines.get((tenant, timeline))
         if snapshots is None:
             call.fail("NOT_FOUND", "tenant or timeline not found")

@@ -13,7 +13,7 @@ from msgspec import Struct
 from trio_compute.embedded.snapshots import Snapshots
 from trio_compute.embedded.wire import COPY_SLICE_BYTES, Session, WireError
 from trio_compute.errors import StorageError
-from trio_compute.model.ids import Lsn, is_hex_id
+from trio_compute.model.ids import UNSHARDED, Lsn, is_hex_id
 
 FLAGS = frozenset({"--gzip", "--replica"})
 SHARD = re.compile(r"[0-9a-fA-F]{4}")
@@ -46,6 +46,11 @@ class Faults(Struct):
     lease_refused: bool = False
     lease_error: bool = False
     lease_delay_seconds: float = 0.0
+
+
+def has_basebackups(shard: str) -> bool:
+    """Tell whether a shard is number zero, which alone has all that is not relation data (contract 07 §4)."""
+    return shard.startswith("00")
 
 
 def parse_basebackup(query: str) -> BasebackupCommand:
@@ -96,6 +101,10 @@ class Leases:
     def __init__(self) -> None:
         self._expiries: dict[tuple[str, str, Lsn], float] = {}
 
+    def held(self) -> set[tuple[str, str, Lsn]]:
+        """Return which tenant shards, timelines and LSNs are leased."""
+        return {key for key, expiry in self._expiries.items() if expiry > time.time()}
+
     def grant(self, snapshots: Snapshots, key: tuple[str, str, Lsn], seconds: float) -> float | None:
         """Return until when an LSN is leased, in Unix seconds, or None if it cannot be."""
         oldest = min(snapshots.lsns(), default=None)
@@ -110,21 +119,32 @@ class Pageserver:
 
     def __init__(self, timelines: Mapping[tuple[str, str], Snapshots]) -> None:
         self._timelines = timelines
-        self._leases = Leases()
+        self.leases = Leases()
         self.faults = Faults()
         self.commands: list[str] = []
 
-    async def handle(self, session: Session, query: str) -> None:
-        """Answer one query."""
+    def refuses_connection(self) -> bool:
+        """Tell whether a connection that has just come shall be dropped."""
+        refuses = self.faults.fail_connections > 0
+        self.faults.fail_connections -= refuses
+        return refuses
+
+    async def handle(self, session: Session, query: str, *, shard: str | None = None) -> None:
+        """Answer one query as the pageserver of one shard, such as `0102`, or as one that has them all."""
         self.commands.append(query)
         if self.faults.fail_commands > 0:
             self.faults.fail_commands -= 1
             raise WireError(self.faults.error_text)
         word = (query.split() or [""])[0].lower()
         if word == "basebackup":
+            if shard is not None and not has_basebackups(shard):
+                raise WireError(f"shard {shard} has no basebackups, shard zero has")
             await self._send_basebackup(session, parse_basebackup(query))
         elif word == "lease":
-            await self._send_lease(session, parse_lease(query))
+            command = parse_lease(query)
+            if shard is not None and shard != (command.tenant_shard.partition("-")[2] or UNSHARDED):
+                raise WireError(f"not found: this is shard {shard}")
+            await self._send_lease(session, command)
         elif word == "set" and len(query.split()) > 1:
             await session.send_rows([], [], "SELECT 1")
         else:
@@ -138,7 +158,7 @@ class Pageserver:
         if snapshots is None:
             raise WireError("not found")
         key = (command.tenant_shard, command.timeline, command.lsn)
-        expiry = None if self.faults.lease_refused else self._leases.grant(snapshots, key, self.faults.lease_seconds)
+        expiry = None if self.faults.lease_refused else self.leases.grant(snapshots, key, self.faults.lease_seconds)
         milliseconds = None if expiry is None else str(int(expiry * 1000))
         await session.send_rows(["valid_until"], [[milliseconds]], "SELECT 1")
 

@@ -5,49 +5,32 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import trio
 
-from trio_compute.embedded.branches import MAIN, Branch, Identity, add_branch, load_identity
+from trio_compute.embedded.branches import MAIN, Branch, add_branch, load_identity
 from trio_compute.embedded.endpoints import Addresses, Endpoint, mode_settings, primary_conninfo, spec_of
-from trio_compute.embedded.http_services import control_plane, endpoint_storage
 from trio_compute.embedded.pageserver import Pageserver
 from trio_compute.embedded.receiver import Receiver, open_receiver
 from trio_compute.embedded.safekeeper import SafekeeperGroup
 from trio_compute.embedded.snapshots import Snapshots
 from trio_compute.embedded.timelines import Timeline
 from trio_compute.embedded.tokens import Issuer
-from trio_compute.embedded.wire import Session, WireError, serve_session
+from trio_compute.embedded.wire import Session, WireError
 from trio_compute.errors import HostError
 from trio_compute.host.files import write_atomically
 from trio_compute.host.run_as import RunAs
-from trio_compute.http.exchange import App
-from trio_compute.http.serve import serve_app
 from trio_compute.model.ids import Lsn
 
 SUPERUSER = "cloud_admin"
 COMPUTE_ID = "dev-compute"
 ENDPOINT_ID = "ep-dev"
-__all__ = [
-    "Addresses",
-    "Branch",
-    "Endpoint",
-    "Identity",
-    "World",
-    "base_settings",
-    "default_data_directory",
-    "open_services",
-]
-
 TOOLS = ("pg_ctl", "initdb", "pg_config", "pg_isready", "pg_dump", "psql", "pg_controldata")
 
 
@@ -68,13 +51,13 @@ class World:
         self.timeline_id = self.identity.timeline_of(branch)
         self.issuer = Issuer.load(directory / "issuer.key")
         self.timelines: dict[tuple[str, str], Timeline] = {}
-        self._snapshots: dict[tuple[str, str], Snapshots] = {}
+        self.served: dict[tuple[str, str], Snapshots] = {}
         for timeline_id in (self.identity.timeline_id, *(known.timeline_id for known in self.identity.branches)):
             self._add_timeline(timeline_id)
         self.timeline = self.timelines[self.identity.tenant_id, self.timeline_id]
         self.snapshots = self.timeline.snapshots
         self.safekeepers = SafekeeperGroup(directory / "safekeepers", self.timelines)
-        self.pageserver = Pageserver(self._snapshots)
+        self.pageserver = Pageserver(self.served)
         self.control_plane_token = secrets.token_urlsafe(16)
         self.primary = self._primary()
         self.pgdata = self.primary.pgdata
@@ -85,7 +68,7 @@ class World:
         directory = self.directory / "timelines" / timeline_id
         timeline = Timeline(timeline_id, directory, self.real_bin, self.run_as)
         key = (self.identity.tenant_id, timeline_id)
-        self.timelines[key], self._snapshots[key] = timeline, timeline.snapshots
+        self.timelines[key], self.served[key] = timeline, timeline.snapshots
         return timeline
 
     def _primary(self) -> Endpoint:
@@ -184,9 +167,9 @@ class World:
         self.safekeepers.sync(f"{self.identity.tenant_id}/{timeline.timeline_id}", [str(lsn)])
         return lsn
 
-    def storage_token(self) -> str:
-        """Return a token for pageserver and safekeepers."""
-        return self.issuer.sign({"scope": "tenant", "tenant_id": self.identity.tenant_id})
+    def storage_token(self, tenant_id: str | None = None) -> str:
+        """Return a token for pageserver and safekeepers, of this tenant unless told otherwise."""
+        return self.issuer.sign({"scope": "tenant", "tenant_id": tenant_id or self.identity.tenant_id})
 
     def api_token(self, endpoint: Endpoint | None = None) -> str:
         """Return a token for the external API of a compute, the primary's unless told otherwise."""
@@ -259,49 +242,6 @@ def base_settings(port: int) -> dict[str, str]:
         "restart_after_crash": "off",
         "log_line_prefix": "'%m [%p] '",
     }
-
-
-@asynccontextmanager
-async def open_services(
-    world: World, *, answer: Callable[[str], dict[str, Any] | None] = lambda _compute_id: None
-) -> AsyncIterator[Addresses]:
-    """Run the embedded services on free loopback ports for as long as the block runs."""
-    async with trio.open_nursery() as nursery:
-        serve_wire = partial(_serve_wire, nursery, world)
-        pageserver_port = await serve_wire(world.pageserver.handle)
-        safekeeper_ports = [
-            await serve_wire(partial(world.safekeepers.handle, member)) for member in world.safekeepers.members
-        ]
-        control_plane_port = await _serve_http(nursery, control_plane(answer, world.control_plane_token))
-        storage_port = await _serve_http(nursery, endpoint_storage(world.directory / "objects", world.issuer))
-        yield Addresses(
-            pageserver=f"postgresql://no_user@127.0.0.1:{pageserver_port}",
-            safekeepers=[f"127.0.0.1:{port}" for port in safekeeper_ports],
-            control_plane=f"http://127.0.0.1:{control_plane_port}",
-            endpoint_storage=f"127.0.0.1:{storage_port}",
-        )
-        nursery.cancel_scope.cancel()
-
-
-async def _serve_wire(nursery: trio.Nursery, world: World, handle: Callable[[Session, str], Awaitable[None]]) -> int:
-    async def session(stream: trio.SocketStream) -> None:
-        if world.pageserver.faults.fail_connections > 0 and handle == world.pageserver.handle:
-            world.pageserver.faults.fail_connections -= 1
-            await trio.aclose_forcefully(stream)
-            return
-        await serve_session(stream, authenticate=world.authenticate, handle_query=handle)
-
-    listeners = await nursery.start(partial(trio.serve_tcp, session, 0, host="127.0.0.1"))
-    return int(listeners[0].socket.getsockname()[1])
-
-
-async def _serve_http(nursery: trio.Nursery, app: App) -> int:
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    sock.listen(64)
-    sock.setblocking(False)
-    await nursery.start(partial(serve_app, app, [sock], draining=trio.sleep_forever, drain_seconds=0.0))
-    return int(sock.getsockname()[1])
 
 
 def default_data_directory() -> Path:

@@ -53,6 +53,9 @@ def is_hex_id(text: str) -> bool:
     return _HEX_ID.match(text) is not None
 
 
+UNSHARDED = "0000"
+
+
 def shard_index(number: int, count: int) -> str:
     """Return the four hex digits that name shard `number` of `count`; `0000` is unsharded."""
     return f"{number:02x}{count:02x}"
