@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_compute.db.target import Target
-from trio_compute.errors import SpecError
+from trio_compute.errors import HostError, SpecError
 from trio_compute.host.core_dumps import log_backtraces
 from trio_compute.host.files import write_atomically
 from trio_compute.host.neighbours import stop_neighbours
@@ -17,11 +18,17 @@ from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.ending import Urgency
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
-from trio_compute.model.spec import ComputeConfig
+from trio_compute.model.spec import ComputeConfig, TlsConfig
+from trio_compute.plan.catalog.wanted import Wanted, wanted_of
+from trio_compute.plan.lakebase import lakebase_port
 from trio_compute.plan.lease import LeaseTerms
 from trio_compute.plan.postgres_conf import ConfContext, render_postgresql_conf
+from trio_compute.plan.preconditions import require_startable
+from trio_compute.plan.subscriptions import with_subscribers_enabled
+from trio_compute.plan.tls import tls_in_use
 from trio_compute.postgres import pgdata as data_directory
 from trio_compute.postgres.binaries import resolve_pgbin
+from trio_compute.postgres.certificate import CERTIFICATE_FILE, KEY_FILE, install_key_pair
 from trio_compute.postgres.postmaster import Postmaster, open_postmaster, wait_ready
 from trio_compute.postgres.warm_up import warm_vm_memory
 from trio_compute.settings import Settings
@@ -30,11 +37,17 @@ from trio_compute.storage.pageserver import Received, fetch_basebackup
 from trio_compute.storage.safekeepers import check_safekeepers_synced, sync_safekeepers
 from trio_compute.telemetry.spans import Recorder
 
-KEPT_BETWEEN_ATTEMPTS = ("postgresql.conf", "server.key", "server.crt")
+if TYPE_CHECKING:
+    from trio_compute.db.reload import ReloadReport
+
+KEPT_BETWEEN_ATTEMPTS = ("postgresql.conf", KEY_FILE, CERTIFICATE_FILE)
 
 
 class Host:
     """Reach the real files, processes and storage services."""
+
+    # Taken from the configuration once, at process start (contract 01 §5).
+    tls: TlsConfig | None = None
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -65,10 +78,46 @@ class Host:
         """Make PGDATA an empty directory."""
         await trio.to_thread.run_sync(data_directory.recreate, self.settings.pgdata, self.run_as)
 
-    async def write_postgresql_conf(self, parsed: ParsedSpec) -> None:
-        """Write the configuration file as a whole."""
-        text = render_postgresql_conf(parsed, self._conf_context())
+    def require_startable(self, parsed: ParsedSpec) -> None:
+        """Raise SpecError for what would fail this start later, before PGDATA is touched (04 F-19)."""
+        require_startable(parsed, self.settings)
+        self.render_postgresql_conf(parsed)
+
+    def render_postgresql_conf(self, parsed: ParsedSpec, *, drop_subscriptions: bool = False) -> str:
+        """Return the configuration file as it would be written; raise SpecError if it cannot be."""
+        return render_postgresql_conf(parsed, self._conf_context(parsed, drop_subscriptions=drop_subscriptions))
+
+    async def write_postgresql_conf(self, parsed: ParsedSpec, *, drop_subscriptions: bool = False) -> None:
+        """Write the configuration file as a whole, after the certificate that it names is in place (04 F-02)."""
+        text = self.render_postgresql_conf(parsed, drop_subscriptions=drop_subscriptions)
+        await self.install_certificate(parsed)
         write_atomically(self.settings.pgdata / "postgresql.conf", text, self.run_as)
+
+    async def enable_subscribers(self) -> bool:
+        """Let subscribers run again once subscriptions are dropped; return whether a reload is due (04 F-09)."""
+        path = self.settings.pgdata / "postgresql.conf"
+        try:
+            text = with_subscribers_enabled(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise HostError(f"cannot read {path}: {error.strerror}") from error
+        if text is not None:
+            write_atomically(path, text, self.run_as)
+        return text is not None
+
+    def tls_in_use(self, parsed: ParsedSpec | None) -> TlsConfig | None:
+        """Return the files of key and certificate if Postgres serves TLS with them."""
+        return None if parsed is None else tls_in_use(parsed.spec, self.tls)
+
+    async def install_certificate(self, parsed: ParsedSpec) -> None:
+        """Put key and certificate into PGDATA, if this spec uses them; raise HostError if they do not fit in time."""
+        tls = self.tls_in_use(parsed)
+        if tls is not None:
+            await install_key_pair(tls, self.settings.pgdata, self.run_as, self.settings.deadlines)
+
+    @property
+    def installed_certificate(self) -> Path:
+        """Return where Postgres finds its certificate."""
+        return self.settings.pgdata / CERTIFICATE_FILE
 
     async def write_override(self, text: str) -> None:
         """Fill or empty the temporary override (contract 04 §6)."""
@@ -113,7 +162,12 @@ class Host:
 
     async def complete_pgdata(self, parsed: ParsedSpec) -> None:
         """Add to PGDATA what the basebackup lacks."""
-        data_directory.complete_after_basebackup(self.settings.pgdata, self.run_as, is_primary=parsed.is_primary)
+        data_directory.complete_after_basebackup(
+            self.settings.pgdata,
+            self.run_as,
+            is_primary=parsed.is_primary,
+            databricks=parsed.spec.databricks_settings,
+        )
 
     def open_postmaster(self, parsed: ParsedSpec, urgency: Cell[Urgency]) -> AbstractAsyncContextManager[Postmaster]:
         """Run Postgres for as long as the block runs."""
@@ -130,21 +184,47 @@ class Host:
         """Wait until Postgres accepts connections."""
         await wait_ready(postmaster, self.settings.deadlines.postgres_ready)
 
-    async def apply_catalog(self, parsed: ParsedSpec) -> None:
-        """Bring roles and databases to the wanted state."""
-        from trio_compute.db.maintenance import execute_all, open_maintenance, read_catalog
-        from trio_compute.plan.catalog import plan_catalog
+    async def apply_catalog(self, parsed: ParsedSpec, spans: Recorder, *, is_start: bool) -> None:
+        """Bring roles, databases and extensions to the wanted state."""
+        from trio_compute.db.apply import apply_catalog
+        from trio_compute.plan.catalog.concurrency import workers_at_start, workers_when_running
 
-        async with open_maintenance(self.settings.connstr, purpose="apply_config") as connection:
-            catalog = await read_catalog(connection)
-            plan = plan_catalog(parsed.spec.cluster, self.settings.privileged_role_name, catalog)
-            await execute_all(connection, plan)
+        workers = (workers_at_start if is_start else workers_when_running)(parsed.spec)
+        await apply_catalog(
+            self.settings.connstr,
+            self._wanted(parsed),
+            workers=workers,
+            deadlines=self.settings.deadlines,
+            spans=spans,
+        )
+
+    def _wanted(self, parsed: ParsedSpec) -> Wanted:
+        return wanted_of(
+            parsed, privileged_role=self.settings.privileged_role_name, lakebase=self.settings.lakebase_mode
+        )
+
+    async def run_migrations(self) -> None:
+        """Run the one-way changes of the catalog that are still due."""
+        from trio_compute.db.migrations import run_migrations
+
+        settings = self.settings
+        await run_migrations(
+            settings.connstr, privileged_role=settings.privileged_role_name, deadlines=settings.deadlines
+        )
+
+    async def reload(self, postmaster: Postmaster) -> ReloadReport:
+        """Let Postgres read its files again and return what came of it; raise PostgresError if it cannot be asked."""
+        from trio_compute.db.reload import reload_and_check
+
+        return await reload_and_check(self.settings.connstr, self.settings.deadlines, postmaster.reload)
 
     async def upgrade_neon_extension(self) -> None:
         """Bring the neon extension, where it is installed, to the version of the library."""
-        from trio_compute.db.maintenance import open_maintenance, upgrade_neon_extension
+        from trio_compute.db.maintenance import maintenance_target, open_maintenance, upgrade_neon_extension
 
-        async with open_maintenance(self.settings.connstr, purpose="post_apply_config") as connection:
+        deadlines = self.settings.deadlines
+        target = maintenance_target(self.settings.connstr, "post_apply_config", deadlines)
+        async with open_maintenance(target, deadlines) as connection:
             await upgrade_neon_extension(connection)
 
     def stop_neighbours(self) -> None:
@@ -166,11 +246,14 @@ class Host:
             environ["NEON_AUTH_TOKEN"] = parsed.spec.storage_auth_token
         return environ
 
-    def _conf_context(self) -> ConfContext:
+    def _conf_context(self, parsed: ParsedSpec, *, drop_subscriptions: bool) -> ConfContext:
         return ConfContext(
             privileged_role_name=self.settings.privileged_role_name,
             internal_http_port=self.settings.internal_http_port,
             strict_overcommit=_strict_overcommit(),
+            drop_subscriptions=drop_subscriptions,
+            tls=self.tls_in_use(parsed) is not None,
+            lakebase_port=lakebase_port(self.settings),
         )
 
 

@@ -23,6 +23,7 @@ from trio_compute.plan.unapplied import unapplied
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.services.apply_queue import ApplyQueue, Job, Rejected, Succeeded
+from trio_compute.services.certificate import watch_certificate
 from trio_compute.services.configure import Configurator
 from trio_compute.services.lsn_lease import LsnLease
 from trio_compute.services.prepare import prepare_pgdata, sync_with_retries
@@ -104,6 +105,7 @@ async def run(settings: Settings, host: Host, make_servers: MakeServers, *, span
 
 async def _run_configured(life: Life, config: ComputeConfig, make_servers: MakeServers) -> int:
     compute = life.compute
+    life.host.tls = config.compute_ctl_config.tls
     first = None
     if config.spec is not None:
         first = Job(parse_spec(config.spec))
@@ -138,8 +140,23 @@ async def _live_in_scope(life: Life, first: Job | None) -> None:
         async with trio.open_nursery() as companions:
             lease = LsnLease(compute, life.host.request_lsn_lease)
             companions.start_soon(critical, compute, "lsn lease", lease.serve)
+            if life.host.tls is not None:
+                companions.start_soon(critical, compute, "certificate", _renew_certificates, life)
             await live(life, first)
             companions.cancel_scope.cancel()
+
+
+async def _renew_certificates(life: Life) -> None:
+    """Reinstall a certificate when it changes and let Postgres read it; no status changes meanwhile (D-35)."""
+    compute, host = life.compute, life.host
+
+    async def renew() -> None:
+        spec, postmaster = compute.state.spec, life.postmaster
+        if spec is not None and postmaster is not None and compute.postgres_running:
+            await host.install_certificate(spec)
+            postmaster.reload()
+
+    await watch_certificate(lambda: host.tls_in_use(compute.state.spec), host.installed_certificate, renew)
 
 
 async def live(life: Life, first: Job | None) -> None:
@@ -199,8 +216,6 @@ async def _serve_until_exit(life: Life, postmaster: Postmaster, configurator: Co
     try:
         async with trio.open_nursery() as services:
             services.start_soon(critical, compute, "configurator", configurator.serve)
-            if life.is_primary:
-                services.start_soon(best_effort, "neon extension upgrade", life.host.upgrade_neon_extension)
             code = await postmaster.wait()
             log.warning("Postgres exited by itself", code=code)
             compute.end(Ending.POSTGRES_EXITED)

@@ -54,6 +54,14 @@ class Deadlines(Struct, frozen=True, kw_only=True):
     sync_safekeepers_stop: float = 2.0
     pageserver_connect: float = 10.0
     pageserver_idle: float = 330.0
+    catalog_connect: float = 5.0
+    catalog_lock: float = 30.0
+    catalog_statement: float = 120.0
+    catalog_retry: float = 30.0
+    catalog_total: float = 1800.0
+    # The first one at a start; the second when a pair from before can stay in use (contract 02 §9, D-52).
+    certificate: float = 60.0
+    certificate_renewal: float = 30.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -190,7 +198,15 @@ def _add_limit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--postgres-ready-timeout", type=_seconds, default=limits.postgres_ready, help="start to ready (default 60)")
     add("--fast-stop-timeout", type=_seconds, default=limits.fast_stop, help="SIGINT to SIGQUIT (default 60)")
     add("--quit-stop-timeout", type=_seconds, default=limits.quit_stop, help="SIGQUIT to SIGKILL (default 5)")
+    add("--catalog-lock-timeout", type=_seconds, default=limits.catalog_lock, help="wait for a lock (default 30)")
+    add(
+        "--catalog-statement-timeout",
+        type=_seconds,
+        default=limits.catalog_statement,
+        help="one statement of the catalog (default 120)",
+    )
     add("--final-sync-timeout", type=_seconds, default=limits.final_sync, help="last safekeeper sync (default 120)")
+    add("--certificate-timeout", type=_seconds, default=limits.certificate, help="wait for TLS files (default 60)")
 
 
 def settings_from(
@@ -256,6 +272,9 @@ def settings_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting
             fast_stop=args.fast_stop_timeout,
             quit_stop=args.quit_stop_timeout,
             final_sync=args.final_sync_timeout,
+            catalog_lock=args.catalog_lock_timeout,
+            catalog_statement=args.catalog_statement_timeout,
+            certificate=args.certificate_timeout,
         ),
     )
 

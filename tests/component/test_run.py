@@ -12,6 +12,7 @@ import trio.testing
 
 from tests.fakes.host import COMMIT_LSN, FakeChild, FakeHost, FakeServers
 from tests.fakes.specs import config, parsed, settings, spec_dict
+from trio_compute.db.reload import ReloadReport
 from trio_compute.errors import HostError, PostgresError, RemoteError, SpecError, StorageError
 from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.compute import Compute
@@ -94,12 +95,12 @@ async def test_an_immediate_termination_ends_after_300_ms(stage: Stage, autojump
 async def test_termination_stops_neighbours_then_postgres_then_syncs_once(stage: Stage, autojump_clock: Any) -> None:
     async def script(stage: Stage) -> None:
         await stage.compute.reach(Status.RUNNING)
+        await trio.sleep(1)  # on the fake clock: until the rest of the start is done
         stage.host.calls.clear()
         await terminate(stage.compute, immediate=True)
 
     await stage.play(script)
-    calls = [call for call in stage.host.calls if call != "upgrade_neon_extension"]
-    assert calls == ["stop_neighbours", "sync_safekeepers", "log_backtraces"]
+    assert stage.host.calls == ["stop_neighbours", "sync_safekeepers", "log_backtraces"]
     assert [sig for _, sig in stage.host.child.signals] == [signal.SIGINT]
 
 
@@ -488,7 +489,8 @@ async def test_a_reconfiguration_makes_the_new_spec_current(stage: Stage, autoju
         stage.compute.apply(ev.ApplyQueued())
         assert isinstance(await stage.servers.queue.submit(new).outcome(), Succeeded)
         assert stage.compute.state.spec == new
-        assert stage.host.child.reloads == 5
+        # Begin and end of each lifted quota: start, migrations, now. The checked reload is not counted here.
+        assert stage.host.child.reloads == 6
         await terminate(stage.compute, immediate=True)
 
     await stage.play(script)
@@ -517,7 +519,57 @@ async def test_a_failed_reconfiguration_keeps_the_old_spec_and_can_be_repeated(
     await stage.play(script)
     assert stage.code == 0
     lifted, restored = stage.host.calls.count("lift_quota"), stage.host.calls.count("restore_quota")
-    assert lifted == restored == 3
+    assert lifted == restored == 4
+
+
+async def test_migrations_follow_the_start_under_the_lifted_quota_and_nobody_waits_for_them(
+    stage: Stage, autojump_clock: Any
+) -> None:
+    """05 §14, K-14: after the catalog, before the extension and any later change, and inside the override."""
+    stage.host.slow["run_migrations"] = 5
+
+    async def script(stage: Stage) -> None:
+        await stage.compute.reach(Status.RUNNING)
+        assert "run_migrations" not in stage.host.calls
+        stage.compute.apply(ev.ApplyQueued())
+        assert isinstance(await stage.servers.queue.submit(parsed(endpoint_id="ep-new")).outcome(), Succeeded)
+        await terminate(stage.compute, immediate=True)
+
+    await stage.play(script)
+    calls = stage.host.calls[stage.host.calls.index("apply_catalog") :]
+    catalog = ["apply_catalog", "enable_subscribers", "restore_quota"]
+    finish = ["lift_quota", "run_migrations", "restore_quota", "upgrade_neon_extension"]
+    later = ["write_postgresql_conf", "reload", "lift_quota", *catalog]
+    assert calls[: len(catalog + finish + later)] == catalog + finish + later
+
+
+async def test_failed_migrations_are_told_and_leave_the_compute_running(stage: Stage, autojump_clock: Any) -> None:
+    """05 §14, K-30: logged, counted, exposed; never fatal."""
+    stage.host.failures["run_migrations"] = [PostgresError("migration 3 failed")]
+
+    async def script(stage: Stage) -> None:
+        await stage.compute.reach(Status.RUNNING)
+        await trio.sleep(1)
+        assert stage.compute.state.status is Status.RUNNING
+        assert stage.compute.notices.migration_error == "migration 3 failed"
+        await terminate(stage.compute, immediate=True)
+
+    await stage.play(script)
+    assert "upgrade_neon_extension" in stage.host.calls
+
+
+async def test_settings_that_wait_for_a_restart_are_told(stage: Stage, autojump_clock: Any) -> None:
+    """04 F-13, F-27: what Postgres itself says after the reload."""
+    stage.host.reload_report = ReloadReport(("shared_buffers",), ("line 3: syntax error",))
+
+    async def script(stage: Stage) -> None:
+        await stage.compute.reach(Status.RUNNING)
+        stage.compute.apply(ev.ApplyQueued())
+        assert isinstance(await stage.servers.queue.submit(parsed(endpoint_id="ep-new")).outcome(), Succeeded)
+        assert stage.compute.notices.pending_restart == ("shared_buffers",)
+        await terminate(stage.compute, immediate=True)
+
+    await stage.play(script)
 
 
 async def test_a_job_that_waits_when_the_compute_ends_is_aborted_at_once(stage: Stage, autojump_clock: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from trio_compute.db.reload import ReloadReport
 from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.ending import Urgency
@@ -74,11 +75,13 @@ class FakeHost(Host):
         self.failures: dict[str, list[Exception | None]] = {}
         self.synced_at: Lsn | None = COMMIT_LSN
         self.slow: dict[str, float] = {}
+        self.reload_report = ReloadReport()
         self.child = FakeChild()
         self.open_children = 0
         self.pgdata_in_use = False
         self.fail_next: Exception | None = None
         self.written: list[ParsedSpec] = []
+        self.subscribers_stopped = False
 
     async def _port(self, name: str) -> None:
         self.calls.append(name)
@@ -103,9 +106,18 @@ class FakeHost(Host):
     async def recreate_pgdata(self) -> None:
         await self._port("recreate_pgdata")
 
-    async def write_postgresql_conf(self, parsed: ParsedSpec) -> None:
+    async def write_postgresql_conf(self, parsed: ParsedSpec, *, drop_subscriptions: bool = False) -> None:
         await self._port("write_postgresql_conf")
         self.written.append(parsed)
+        self.subscribers_stopped = drop_subscriptions
+
+    async def enable_subscribers(self) -> bool:
+        await self._port("enable_subscribers")
+        was_stopped, self.subscribers_stopped = self.subscribers_stopped, False
+        return was_stopped
+
+    async def install_certificate(self, parsed: ParsedSpec) -> None:
+        await self._port("install_certificate")
 
     async def write_override(self, text: str) -> None:
         await self._port("lift_quota" if text else "restore_quota")
@@ -152,8 +164,15 @@ class FakeHost(Host):
     async def wait_ready(self, postmaster: Postmaster) -> None:
         await self._port("wait_ready")
 
-    async def apply_catalog(self, parsed: ParsedSpec) -> None:
+    async def apply_catalog(self, parsed: ParsedSpec, spans: object, *, is_start: bool) -> None:
         await self._port("apply_catalog")
+
+    async def run_migrations(self) -> None:
+        await self._port("run_migrations")
+
+    async def reload(self, postmaster: Postmaster) -> ReloadReport:
+        await self._port("reload")
+        return self.reload_report
 
     async def upgrade_neon_extension(self) -> None:
         await self._port("upgrade_neon_extension")

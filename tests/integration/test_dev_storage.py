@@ -80,7 +80,7 @@ async def test_a_backup_that_does_not_come_whole_is_an_error(
             pageserver_connection_info=addresses.connection_info(),
             storage_auth_token=world.storage_token(),
         )
-        with pytest.raises(StorageError, match="basebackup|pageserver"):
+        with pytest.raises(StorageError, match=r"basebackup|pageserver"):
             await fetch(spec, public_tmp / "pgdata")
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from trio_compute.errors import HostError
 from trio_compute.host.run_as import RunAs
-from trio_compute.postgres.pgdata import complete_after_basebackup, empty, recreate
+from trio_compute.plan.postgres_conf import OVERRIDE_TEXT
+from trio_compute.postgres.pgdata import OVERRIDE_FILE, complete_after_basebackup, empty, recreate
 
 ME = RunAs()
 HBA = "host\tall\t\tall\t\tall\t\tmd5"
@@ -204,3 +205,15 @@ def test_what_is_added_belongs_to_the_user_of_postgres(backup: Path) -> None:
     for name in ("neon.signal", "pg_hba.conf", "pg_dynshmem", "standby.signal"):
         status = (backup / name).lstat()
         assert (status.st_uid, status.st_gid) == (1234, 2345)
+
+
+def test_the_override_is_gone_when_postgres_starts(backup: Path) -> None:
+    """F-12: a process that died while the quota was lifted leaves it filled; a start removes or empties it."""
+    override = backup / OVERRIDE_FILE
+    override.write_text(OVERRIDE_TEXT)
+    complete_after_basebackup(backup, ME, is_primary=True)
+    assert override.read_bytes() == b""
+    assert override.stat().st_mode & 0o777 == 0o600
+    override.write_text(OVERRIDE_TEXT)
+    recreate(backup, ME)
+    assert not override.exists()

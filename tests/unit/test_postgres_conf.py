@@ -13,13 +13,9 @@ from msgspec import structs
 from tests.unit.builders import cluster, parsed_spec, setting, wire_spec
 from trio_compute.errors import SpecError
 from trio_compute.model.parsed import ParsedSpec
-from trio_compute.plan.postgres_conf import (
-    OVERRIDE_TEXT,
-    SUBSCRIBERS_ENABLED,
-    ConfContext,
-    quote,
-    render_postgresql_conf,
-)
+from trio_compute.plan.conf_syntax import quote, read_settings
+from trio_compute.plan.postgres_conf import OVERRIDE_TEXT, ConfContext, render_postgresql_conf
+from trio_compute.plan.subscriptions import SUBSCRIBERS_ENABLED, with_subscribers_enabled
 
 TENANT, TIMELINE = "b0554b632bd4d547a63b86c3630317e8", "2414a61ffc94e428f14b5758fe308e13"
 CONTEXT = ConfContext(privileged_role_name="neon_superuser", internal_http_port=3081)
@@ -47,7 +43,8 @@ def managed(option: dict[str, Any]) -> str:
     return text.partition("begin\n")[2].partition("\n# Managed by compute_ctl: end")[0]
 
 
-def test_the_worked_example_without_its_audit_lines() -> None:
+def test_the_worked_example() -> None:
+    """Contract 04 §3.3, with the line that follows the catalog pass."""
     parsed = parsed_spec(
         "pageserver_connstring",
         pageserver_connection_info=info("postgresql://no_user@ps-1:6400"),
@@ -57,6 +54,7 @@ def test_the_worked_example_without_its_audit_lines() -> None:
         timeline_id=TIMELINE,
         endpoint_id="ep-1",
         logs_export_host="logs:514",
+        audit_log_level="Base",
         cluster=cluster(
             setting("max_connections", "100", "integer"),
             setting("shared_preload_libraries", "neon"),
@@ -80,6 +78,9 @@ def test_the_worked_example_without_its_audit_lines() -> None:
         "neon.privileged_role_name='neon_superuser'",
         "max_connections = 100",
         "shared_preload_libraries = 'neon'",
+        "pgaudit.log='ddl,role'",
+        "pgaudit.log_catalog=off",
+        "shared_preload_libraries='neon,pgaudit'",
         "neon.extension_server_port=3081",
         "neon.disable_logical_replication_subscribers=true",
         "log_destination='stderr,syslog'",
@@ -87,7 +88,11 @@ def test_the_worked_example_without_its_audit_lines() -> None:
     ]
     assert text.splitlines()[1:3] == ["# Neon storage settings", ""]
     begin = text.index("# Managed by compute_ctl: begin\nmax_connections")
-    assert text.index("shared_preload_libraries = 'neon'\n# Managed by compute_ctl: end\nneon.extension") > begin
+    managed_end = "shared_preload_libraries = 'neon'\n# Managed by compute_ctl: end\n"
+    audit_begin = "# Managed by compute_ctl base audit settings: start\npgaudit.log="
+    assert text.index(managed_end + audit_begin) > begin
+    after_catalog = with_subscribers_enabled(text)
+    assert after_catalog == text + "neon.disable_logical_replication_subscribers=false\n"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,7 @@ def test_the_worked_example_without_its_audit_lines() -> None:
         (setting("a", "128MB", "integer"), "a = 128MB"),
         (setting("a", "hot_standby", "enum"), "a = hot_standby"),
         (setting("neon.file_cache_size_limit", "1", "integer"), "neon.file_cache_size_limit = 1"),
-        (setting("_x$1", "1", "integer"), "_x$1 = 1"),
+        (setting("_x1", "1", "integer"), "_x1 = 1"),
     ],
 )
 def test_a_managed_option_is_formatted_as_the_contract_says(option: dict[str, Any], line: str) -> None:
@@ -126,6 +131,8 @@ def test_a_managed_option_is_formatted_as_the_contract_says(option: dict[str, An
         ("on\n", "'on\\n'"),
         ("٣", "'٣'"),
         ("1e5", "'1e5'"),
+        ("1.5GB", "'1.5GB'"),
+        ("0x1F", "'0x1F'"),
         ("'x'", "'''x'''"),
         ("--", "'--'"),
     ],
@@ -136,7 +143,7 @@ def test_a_value_that_is_not_a_bare_number_or_word_is_quoted_whatever_its_type(v
 
 
 @pytest.mark.parametrize(
-    "name", ["", "1a", "a b", "a=b", "a\nb", "a\n", "a.", ".a", "a..b", "a-b", "a#", "ä", "include 'x'"]
+    "name", ["", "1a", "a b", "a=b", "a\nb", "a\n", "a.", ".a", "a..b", "a-b", "a#", "ä", "include 'x'", "a$b", "a.b.c"]
 )
 def test_a_name_that_is_no_setting_is_refused(name: str) -> None:
     """F-04."""
@@ -188,7 +195,7 @@ def read_back(text: str) -> str:
     return "".join(plain)
 
 
-NAMES = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?\Z")
+NAMES = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?\Z")
 OPTIONS = st.builds(
     setting,
     NAMES,
@@ -204,6 +211,9 @@ def test_each_managed_option_is_exactly_one_line(options: list[dict[str, Any]]) 
     lines = block.split("\n")
     assert len(lines) == max(1, len(options))
     assert [line.partition(" = ")[0] for line in lines] == ([o["name"] for o in options] or [""])
+    directives = {"include", "include_dir", "include_if_exists"}
+    wanted = [(o["name"].lower(), o["value"]) for o in options if o["name"].lower() not in directives]
+    assert list(read_settings(block)) == wanted
 
 
 def test_settings_that_are_null_have_no_block_and_an_empty_list_has_a_blank_line() -> None:
@@ -328,3 +338,88 @@ def test_a_shard_that_is_missing_is_named_even_without_validation() -> None:
     broken = wire_spec(pageserver_connection_info={"shard_count": 2, "shards": {"0002": {"pageservers": []}}})
     with pytest.raises(SpecError, match="shard 0002"):
         render_postgresql_conf(structs.replace(parsed, spec=broken), CONTEXT)
+
+
+def test_the_lines_of_tls_stand_before_the_locale() -> None:
+    lines = render(context=structs.replace(CONTEXT, tls=True))
+    at = lines.index("ssl = on")
+    assert lines[at : at + 4] == [
+        "ssl = on",
+        "ssl_cert_file = 'server.crt'",
+        "ssl_key_file = 'server.key'",
+        "lc_messages='C.UTF-8'",
+    ]
+    assert "ssl = on" not in render()
+
+
+@pytest.mark.parametrize(
+    ("level", "lines"),
+    [
+        ("Log", ["pgaudit.log='ddl,role'", "pgaudit.log_catalog=off"]),
+        ("Base", ["pgaudit.log='ddl,role'", "pgaudit.log_catalog=off"]),
+        *(
+            (
+                level,
+                [
+                    f"pgaudit.log_parameter={parameters}",
+                    f"pgaudit.log='{classes}'",
+                    "pgaudit.log_catalog=off",
+                    "pgaudit.log_rotation_age=5",
+                ],
+            )
+            for level, parameters, classes in (
+                ("Hipaa", "off", "all, -misc"),
+                ("Extended", "off", "all, -misc"),
+                ("Full", "on", "all"),
+            )
+        ),
+    ],
+)
+def test_the_audit_block_stands_after_the_managed_block_so_that_it_wins(level: str, lines: list[str]) -> None:
+    rendered = render(audit_log_level=level, cluster=cluster(setting("pgaudit.log", "none")))
+    at = rendered.index("pgaudit.log = 'none'") + 1
+    assert rendered[at : at + len(lines)] == lines
+    assert rendered[at + len(lines)].startswith("shared_preload_libraries='neon,pgaudit")
+    assert rendered[at + len(lines) + 1] == "neon.extension_server_port=3081"
+
+
+def test_the_markers_of_the_audit_block_are_those_of_the_contract() -> None:
+    for level, first in (("Base", "base audit settings: start"), ("Full", "compliance audit settings: begin")):
+        text = render_postgresql_conf(parsed_spec(audit_log_level=level), CONTEXT)
+        assert f"\n# Managed by compute_ctl {first}\n" in text
+        assert f"\n# Managed by compute_ctl {first.partition(':')[0]}: end\nneon.extension" in text
+    assert "audit settings" not in render_postgresql_conf(parsed_spec(), CONTEXT)
+
+
+def test_the_lakebase_block_is_the_last_but_one() -> None:
+    """Contract 04 §5."""
+    databricks = {
+        "pg_compute_tls_settings": {"cert_file": "/t/c.pem", "key_file": "/t/k.pem", "ca_file": "/t/o'ca.pem"},
+        "databricks_pg_hba": "/h",
+        "databricks_pg_ident": "/i",
+        "databricks_workspace_host": "w.example",
+    }
+    context = structs.replace(CONTEXT, lakebase_port=55432)
+    text = render_postgresql_conf(parsed_spec(databricks_settings=databricks, logs_export_host="l:1"), context)
+    assert text.endswith(
+        "log_destination='stderr,syslog'\n"
+        "port = 55432\n"
+        "# Databricks settings start\n"
+        "ssl_ca_file = '/t/o''ca.pem'\n"
+        "databricks.workspace_url = 'w.example'\n"
+        "databricks.enable_databricks_identity_login = true\n"
+        "databricks.enable_sql_restrictions = true\n"
+        "\n"
+        "# Databricks settings end\n"
+        "include_if_exists = 'compute_ctl_temp_override.conf'\n"
+    )
+    bare = render_postgresql_conf(parsed_spec(), context)
+    assert "port = 55432\n# Databricks settings start\n# Databricks settings end\ninclude" in bare
+    outside = render_postgresql_conf(parsed_spec(databricks_settings=databricks), CONTEXT)
+    assert "atabricks" not in outside
+
+
+def test_rendering_twice_gives_the_same_bytes() -> None:
+    """Contract 04 §16."""
+    parsed = parsed_spec(audit_log_level="Full", cluster=cluster(setting("a", "b")))
+    assert render_postgresql_conf(parsed, CONTEXT) == render_postgresql_conf(parsed, CONTEXT)

@@ -369,9 +369,11 @@ def test_the_time_limits_are_those_of_the_contract() -> None:
 
 
 def test_the_time_limits_can_be_set() -> None:
+    """04 F-21: readiness too."""
     argv = ["--postgres-ready-timeout", "1", "--fast-stop-timeout", "2.5", "--quit-stop-timeout", "3"]
-    limits = parse(*argv, "--final-sync-timeout", "4").deadlines
+    limits = parse(*argv, "--final-sync-timeout", "4", "--certificate-timeout", "5").deadlines
     assert (limits.postgres_ready, limits.fast_stop, limits.quit_stop, limits.final_sync) == (1, 2.5, 3, 4)
+    assert limits.certificate == 5
 
 
 def test_a_relative_data_directory_is_made_absolute() -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from trio_compute.errors import HostError, StorageError
 from trio_compute.postgres import unpack
+from trio_compute.postgres.pgdata import empty
 from trio_compute.postgres.tar_stream import RefusedEntryError, parse_pax, safe_path
 from trio_compute.postgres.unpack import Summary, Unpacker, check_complete
 
@@ -414,6 +415,15 @@ class TestBrokenArchives:
         with pytest.raises(StorageError, match=f"follows the gzip stream, which ended at byte {len(first)}"):
             unpack_gzip(root, first + gzip.compress(END), step=step)
 
+    @pytest.mark.parametrize("tail", [b"\0", b"error", gzip.compress(END), bytes(70_000)])
+    def test_what_follows_much_output_of_little_input_is_an_error_and_no_endless_loop(
+        self, root: Path, tail: bytes
+    ) -> None:
+        """S-07, found by scripts/fuzz_unpack.py: zlib keeps saying that the same input is not consumed yet."""
+        data = gzip.compress(entry(b"zeros", bytes(1 << 20)) + END)
+        with pytest.raises(StorageError, match=f"follows the gzip stream, which ended at byte {len(data)}"):
+            unpack_gzip(root, data + tail)
+
     @pytest.mark.parametrize("step", [1, 1 << 20])
     @pytest.mark.parametrize("tail", [b"\0", b"error", bytes(70_000)])
     def test_data_after_the_gzip_trailer_is_an_error(self, root: Path, step: int, tail: bytes) -> None:
@@ -535,9 +545,24 @@ class TestHostileArchives:
         assert len(text) < 500
         assert tree(root) == {}
 
-    def test_a_path_as_deep_as_names_allow_is_unpacked_without_recursion(self, root: Path) -> None:
-        assert unpack_tar(root, entry(b"l", b"a/" * 2000 + b"f", kind=b"L") + entry(b"a") + END)[:2] == (1, 2000)
-        subprocess.run(["rm", "-rf", str(root / "a")], check=True)
+    def test_a_deep_path_is_unpacked_and_can_be_removed_again(self, root: Path) -> None:
+        assert unpack_tar(root, entry(b"l", b"a/" * 63 + b"f", kind=b"L") + entry(b"a") + END)[:2] == (1, 63)
+        empty(root)
+        assert tree(root) == {}
+
+    @pytest.mark.parametrize("depth", [65, 2000])
+    def test_a_path_too_deep_to_be_removed_again_is_refused(self, root: Path, depth: int) -> None:
+        """From the inputs of scripts/fuzz_unpack.py: such a directory stopped the cleaning before every later start."""
+        text = refusal(root, entry(b"l", b"a/" * (depth - 1) + b"f", kind=b"L") + entry(b"a") + END)
+        assert f"a name of {depth} components is too deep" in text
+        assert tree(root) == {}
+
+    @pytest.mark.parametrize("kind", [b"x", b"g"])
+    def test_a_flood_of_pax_records_does_not_fill_the_memory(self, root: Path, kind: bytes) -> None:
+        """Found with the inputs of scripts/fuzz_unpack.py: 1600 bytes of gzip were worth 21 MiB of memory."""
+        data = entry(b"pax", b"6 ab=\n" * (64 * 1024 // 6), kind=kind) + entry(b"a") + END
+        assert peak_memory(lambda: unpack_tar(root, data)) < 4 << 20
+        assert "is too long" in refusal(root, entry(b"pax", b"6 ab=\n" * 170_000, kind=kind) + END)
 
     @pytest.mark.parametrize(
         "data",

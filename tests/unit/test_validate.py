@@ -259,7 +259,7 @@ def test_the_first_problem_is_the_one_that_a_start_reports() -> None:
     [
         (document(cluster=cluster(roles=[{"name": ""}])), "$.cluster.roles[0].name"),
         (document(cluster=cluster(databases=[{"name": "d" * 64, "owner": "o"}])), "$.cluster.databases[0].name"),
-        (document(cluster=cluster(setting("no good", "1"))), "$.cluster.settings"),
+        (document(cluster=cluster(setting("no good", "1"))), "$.cluster.settings[0].name"),
         (document(cluster=cluster(postgresql_conf="a\0")), "$.cluster.settings"),
     ],
 )

@@ -15,7 +15,8 @@ from trio_compute.errors import SpecError
 from trio_compute.model.advice import config_contradictions, contradictions, unusable_names
 from trio_compute.model.decode import decode
 from trio_compute.model.document import NotJson, read_document
-from trio_compute.model.parsed import ParsedSpec, Path, Problem, parse_spec, problems
+from trio_compute.model.parsed import ParsedSpec, parse_spec, problems
+from trio_compute.model.problems import Path, Problem
 from trio_compute.model.shape import Finding, Walk
 from trio_compute.model.spec import ComputeConfig, ComputeSpec, ControlPlaneAnswer, Wire
 from trio_compute.plan.postgres_conf import ConfContext, render_postgresql_conf

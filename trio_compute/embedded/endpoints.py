@@ -14,7 +14,7 @@ from trio_compute.db.target import Target
 from trio_compute.embedded.receiver import APPLICATION_NAME
 from trio_compute.embedded.wal import LONG_PAGE_HEADER_BYTES, PAGE_BYTES
 from trio_compute.model.ids import UNSHARDED, Lsn
-from trio_compute.plan.postgres_conf import quote
+from trio_compute.plan.conf_syntax import quote
 
 MOMENT_POLL_SECONDS = 0.02
 STRIPE_PAGES = 2048

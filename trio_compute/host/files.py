@@ -11,7 +11,7 @@ from trio_compute.host.run_as import RunAs
 
 def write_atomically(path: Path, text: str, run_as: RunAs, *, mode: int = 0o600) -> None:
     """Replace a file through a temporary one beside it; raise HostError naming the path."""
-    _replace(path, text.encode(), run_as, mode)
+    write_bytes_atomically(path, text.encode(), run_as, mode=mode)
 
 
 def append_line_once(path: Path, line: str, run_as: RunAs) -> bool:
@@ -24,11 +24,12 @@ def append_line_once(path: Path, line: str, run_as: RunAs) -> bool:
     # Bytes, since the file may be in any encoding; bytes.splitlines knows only real line ends.
     if wanted in content.splitlines():
         return False
-    _replace(path, content + (b"\n" if content else b"") + wanted, run_as, 0o600)
+    write_bytes_atomically(path, content + (b"\n" if content else b"") + wanted, run_as)
     return True
 
 
-def _replace(path: Path, content: bytes, run_as: RunAs, mode: int) -> None:
+def write_bytes_atomically(path: Path, content: bytes, run_as: RunAs, *, mode: int = 0o600) -> None:
+    """Replace a file of any content through a temporary one beside it; raise HostError naming the path."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from msgspec import UNSET, structs
+
 from trio_compute.errors import SpecError
 from trio_compute.lifecycle.status import Status
 from trio_compute.model.decode import MalformedJson, encode
 from trio_compute.model.responses import ErrorResponse
+from trio_compute.plan.catalog.failures import Failure
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import redact
 
@@ -17,15 +22,21 @@ log = get_logger("http")
 class Problem(Exception):
     """Answer a request with an error status and a text."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, failures: Sequence[Failure] = ()) -> None:
         super().__init__(text)
         self.status = status
+        self.failures = failures
 
     def log_and_encode(self) -> bytes:
         """Log the problem, as is the rule for all, and return its JSON body without secrets."""
         note = log.error if self.status >= 500 else log.info
         note("request refused", code=self.status, error=self)
-        return encode(ErrorResponse(error=redact(str(self))))
+        failures = [_redacted(failure) for failure in self.failures]
+        return encode(ErrorResponse(error=redact(str(self)), failures=failures or UNSET))
+
+
+def _redacted(failure: Failure) -> dict[str, str | None]:
+    return {name: value and redact(value) for name, value in structs.asdict(failure).items()}
 
 
 def unacceptable_body(error: SpecError) -> Problem:

@@ -74,7 +74,7 @@ def external_routes(context: Context) -> dict[str, Route]:
     """Return the paths of the external server."""
     compute = context.compute
     return {
-        "/status": Route("GET", answer=read(lambda: status_body(compute.state))),
+        "/status": Route("GET", answer=read(lambda: status_body(compute))),
         "/metrics.json": Route("GET", answer=read(lambda: encode(compute.spans.metrics()))),
         "/configure": Route("POST"),
         "/terminate": Route("POST", answer=partial(terminate, context), waits=True),

@@ -34,6 +34,13 @@ class Passage(Struct, frozen=True):
     event: str
 
 
+class Notices(Struct):
+    """Hold what an operator should know beside the status: settings that wait for a restart, failed migrations."""
+
+    pending_restart: tuple[str, ...] = ()
+    migration_error: str | None = None
+
+
 class Compute:
     """Own the state: the only writer is `apply`, the only end is `end`. It does no I/O and starts no tasks."""
 
@@ -46,6 +53,7 @@ class Compute:
         self.ending = Cell[Ending | None](None)
         self.linger_cut = trio.Event()
         self.postgres_running = False
+        self.notices = Notices()
         self._cell = Cell(State(start_time=dt.datetime.now(dt.UTC)))
 
     @property

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from trio_compute.model.parsed import SETTINGS, Path, Problem, setting_path
+from trio_compute.model.conf_rules import conf_warnings
+from trio_compute.model.parsed import SETTINGS, setting_path
+from trio_compute.model.problems import Path, Problem
 from trio_compute.model.spec import ComputeConfig, ComputeSpec, ControlPlaneAnswer
 
 MAX_NAME_BYTES = 63
@@ -21,6 +23,10 @@ def contradictions(spec: ComputeSpec) -> Iterator[Problem]:
     yield from _fallbacks(spec)
     yield from _endpoint_storage(spec)
     yield from _repeated_names(spec)
+    for warning in conf_warnings(spec):
+        hint = "leave one of the two out"
+        also: tuple[Path, ...] = (("skip_pg_catalog_updates",),)
+        yield Problem(path=("drop_subscriptions_before_start",), message=warning, hint=hint, also=also)
 
 
 def unusable_names(spec: ComputeSpec) -> Iterator[Problem]:

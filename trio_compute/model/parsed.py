@@ -9,7 +9,10 @@ from typing import TypeVar
 from msgspec import Struct, structs
 
 from trio_compute.errors import SpecError
+from trio_compute.model.catalog_rules import catalog_problems, catalog_warnings
+from trio_compute.model.conf_rules import conf_problems, conf_warnings
 from trio_compute.model.ids import INVALID_LSN, Lsn, TenantId, TimelineId, is_hex_id, shard_index
+from trio_compute.model.problems import Path, Problem
 from trio_compute.model.spec import (
     ComputeSpec,
     Pageserver,
@@ -23,7 +26,6 @@ _GENERATION_PREFIX = re.compile(r"\Ag#\d+:")
 _HOST = re.compile(r"\A[^\s,/@?#\[\]]+\Z")
 _PORT = re.compile(r"\A[0-9]{1,5}\Z")
 _U32 = re.compile(r"\A[0-9]{1,10}\Z")
-_RENAMES = frozenset({"rename_db", "rename_role"})
 
 SETTINGS = ("cluster", "settings")
 
@@ -58,19 +60,9 @@ class ParsedSpec(Struct, frozen=True, kw_only=True):
         return Lsn.parse(mode.lsn) if isinstance(mode, StaticMode) else INVALID_LSN
 
 
-Path = tuple[str | int, ...]
 T = TypeVar("T")
 # A step of the derivation yields what is wrong and returns its result, or None if it has none.
-Step = Generator["Problem", None, T]
-
-
-class Problem(Struct, frozen=True, kw_only=True):
-    """Name one broken rule: where in the spec, the contract's text, what to do, and what else it depends on."""
-
-    path: Path
-    message: str
-    hint: str
-    also: tuple[Path, ...] = ()
+Step = Generator[Problem, None, T]
 
 
 def parse_spec(spec: ComputeSpec) -> ParsedSpec:
@@ -99,8 +91,8 @@ def derive(spec: ComputeSpec) -> Step[ParsedSpec | None]:
         yield from _check_safekeepers(spec, *safekeepers)
     if pageservers is not None:
         yield from _check_shards(pageservers)
-    yield from _check_delta_operations(spec)
-    yield from _check_settings(spec)
+    yield from catalog_problems(spec)
+    yield from conf_problems(spec)
     if pageservers is None or safekeepers is None or tenant_id is None or timeline_id is None:
         return None
     return ParsedSpec(
@@ -111,7 +103,7 @@ def derive(spec: ComputeSpec) -> Step[ParsedSpec | None]:
         safekeepers=safekeepers[0],
         endpoint_storage_addr=spec.endpoint_storage_addr or spec.cluster.setting("neon.endpoint_storage_addr"),
         endpoint_storage_token=spec.endpoint_storage_token or spec.cluster.setting("neon.endpoint_storage_token"),
-        warnings=_contradictions(spec, pageservers),
+        warnings=(*_contradictions(spec, pageservers), *catalog_warnings(spec), *conf_warnings(spec)),
     )
 
 
@@ -318,23 +310,3 @@ def _check_url(pageservers: PageserverConnectionInfo, index: str, path: Path) ->
             hint=f"prefer_protocol is {protocol.value}: the first pageserver of each shard needs this URL",
             also=(("pageserver_connection_info", "prefer_protocol"),),
         )
-
-
-def _check_delta_operations(spec: ComputeSpec) -> Step[None]:
-    for number, operation in enumerate(spec.delta_operations or ()):
-        if operation.action in _RENAMES and operation.new_name is None:
-            yield Problem(
-                path=("delta_operations", number, "new_name"),
-                message=f"delta operation {operation.action} requires new_name",
-                hint="add the name that it shall have afterwards",
-            )
-
-
-def _check_settings(spec: ComputeSpec) -> Step[None]:
-    for number, option in enumerate(spec.cluster.settings or ()):
-        if option.value is None:
-            yield Problem(
-                path=(*SETTINGS, number, "value"),
-                message=f"setting {option.name!r} has no value",
-                hint="give it a value as text, or leave the setting out",
-            )

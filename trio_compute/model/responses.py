@@ -10,7 +10,8 @@ from msgspec import UNSET, Struct, UnsetType
 class StatusResponse(Struct, frozen=True, kw_only=True):
     """Answer `/status` and `/configure`: six keys are always present.
 
-    Ours is `restart_required`, only there when fields of the spec wait for a restart.
+    Ours are only there when there is something to say: fields of the spec and settings of Postgres that wait for a
+    restart, and why migrations failed.
     """
 
     start_time: str
@@ -20,6 +21,8 @@ class StatusResponse(Struct, frozen=True, kw_only=True):
     last_active: str | None
     error: str | None
     restart_required: tuple[str, ...] | UnsetType = UNSET
+    pending_restart: tuple[str, ...] | UnsetType = UNSET
+    migration_error: str | UnsetType = UNSET
 
 
 class TerminateResponse(Struct, frozen=True):
@@ -29,9 +32,10 @@ class TerminateResponse(Struct, frozen=True):
 
 
 class ErrorResponse(Struct, frozen=True):
-    """Answer any request that failed."""
+    """Answer any request that failed; `failures` only if objects of the catalog are at fault (ours)."""
 
     error: str
+    failures: list[dict[str, str | None]] | UnsetType = UNSET
 
 
 class MetricsResponse(Struct, frozen=True, kw_only=True):

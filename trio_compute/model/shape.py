@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct, inspect, structs
 
 from trio_compute.model.document import Repeated, pairs_of
-from trio_compute.model.parsed import Path
+from trio_compute.model.problems import Path
 from trio_compute.model.spec import U64_MAX
 
 MOST_SUGGESTIONS = 500

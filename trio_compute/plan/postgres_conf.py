@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from msgspec import Struct
 
 from trio_compute.errors import SpecError
+from trio_compute.model.conf_rules import is_setting_name, shown_name
 from trio_compute.model.ids import shard_index
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.model.spec import ComputeSpec, GenericOption, PageserverConnectionInfo
+from trio_compute.plan.audit import audit_lines
+from trio_compute.plan.conf_syntax import is_bare, quote
+from trio_compute.plan.lakebase import lakebase_lines
+from trio_compute.plan.tls import TLS_LINES
 
-SUBSCRIBERS_ENABLED = "neon.disable_logical_replication_subscribers=false"
 OVERRIDE_TEXT = "neon.max_cluster_size=-1\n"
 
-_NAME = re.compile(r"\A[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*\Z")
-_BARE_VALUE = re.compile(r"\A(?:[A-Za-z][A-Za-z0-9_]*|[+-]?[0-9]+(?:\.[0-9]+)?[A-Za-z]*)\Z")
 _LOCALE_SETTINGS = ("lc_messages", "lc_monetary", "lc_time", "lc_numeric")
 _IDENTITY_FIELDS = ("tenant_id", "timeline_id", "project_id", "branch_id", "endpoint_id")
 
 
 class ConfContext(Struct, frozen=True, kw_only=True):
-    """Hold what the file depends on besides the spec."""
+    """Hold what the file depends on besides the spec; `lakebase_port` is set in lakebase mode only."""
 
     privileged_role_name: str
     internal_http_port: int
     strict_overcommit: bool = False
     drop_subscriptions: bool = False
+    tls: bool = False
+    lakebase_port: int | None = None
 
 
 def render_postgresql_conf(parsed: ParsedSpec, context: ConfContext) -> str:
@@ -38,28 +41,23 @@ def render_postgresql_conf(parsed: ParsedSpec, context: ConfContext) -> str:
         "# Neon storage settings",
         "",
         *_storage_lines(spec),
+        *(TLS_LINES if context.tls else ()),
         *(f"{name}='C.UTF-8'" for name in _LOCALE_SETTINGS),
         *_mode_lines(parsed),
         *(["dynamic_shared_memory_type = mmap"] if context.strict_overcommit else []),
         f"neon.privileged_role_name={quote(context.privileged_role_name)}",
         *_managed_lines(spec.cluster.settings),
+        *audit_lines(spec),
         f"neon.extension_server_port={context.internal_http_port}",
         f"neon.disable_logical_replication_subscribers={'true' if context.drop_subscriptions else 'false'}",
         *(["log_destination='stderr,syslog'"] if spec.logs_export_host is not None else []),
+        *_lakebase_lines(spec, context.lakebase_port),
         "include_if_exists = 'compute_ctl_temp_override.conf'",
     ]
     text = "\n".join(lines) + "\n"
     if "\0" in text:
         raise SpecError("postgresql.conf would hold a NUL character")
     return text
-
-
-def quote(value: str) -> str:
-    """Return a value as a quoted string of postgresql.conf: quotes and backslashes doubled, line breaks encoded."""
-    if "\0" in value:
-        raise SpecError("a setting holds a NUL character")
-    escaped = value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n").replace("\r", "\\r")
-    return f"'{escaped}'"
 
 
 def _storage_lines(spec: ComputeSpec) -> Iterator[str]:
@@ -118,9 +116,13 @@ def _managed_lines(settings: list[GenericOption] | None) -> Iterator[str]:
 
 
 def _managed_line(option: GenericOption) -> str:
-    if _NAME.match(option.name) is None:
-        raise SpecError(f"setting {option.name!r} is not a valid name")
+    if not is_setting_name(option.name):
+        raise SpecError(f"setting {shown_name(option.name)} is not a valid name")
     if option.value is None:
         raise SpecError(f"setting {option.name!r} has no value")
-    is_bare = option.vartype != "string" and _BARE_VALUE.match(option.value) is not None
-    return f"{option.name} = {option.value if is_bare else quote(option.value)}"
+    plain = option.vartype != "string" and is_bare(option.value)
+    return f"{option.name} = {option.value if plain else quote(option.value)}"
+
+
+def _lakebase_lines(spec: ComputeSpec, port: int | None) -> Iterator[str]:
+    return iter(()) if port is None else lakebase_lines(port, spec.databricks_settings)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from trio_compute.model.parsed import ParsedSpec
-from trio_compute.model.spec import ComputeAudit
+from trio_compute.plan.audit import is_audit_shipped
 from trio_compute.settings import Settings
 
 _FIELDS = (
     *("delta_operations", "remote_extensions", "pgbouncer_settings", "local_proxy_config", "logs_export_host"),
-    *("databricks_settings", "offload_lfc_interval_seconds", "drop_subscriptions_before_start", "autoprewarm"),
+    *("offload_lfc_interval_seconds", "drop_subscriptions_before_start", "autoprewarm"),
 )
 
 
@@ -16,7 +16,7 @@ def unapplied(parsed: ParsedSpec, settings: Settings) -> list[str]:
     """Return the names of spec fields and flags that are set and have no effect yet."""
     spec = parsed.spec
     conditions = {
-        "audit_log_level": spec.audit_log_level is not ComputeAudit.DISABLED,
+        "audit_log_level": is_audit_shipped(spec),  # what is missing is the shipping
         "swap_size_bytes": settings.resize_swap_on_bind and spec.swap_size_bytes is not None,
         "disk_quota_bytes": settings.set_disk_quota_for_fs is not None and spec.disk_quota_bytes is not None,
         "vm-monitor": settings.autoscaling,

@@ -10,6 +10,8 @@ from pathlib import Path
 from trio_compute.errors import HostError
 from trio_compute.host.files import append_line_once, write_atomically
 from trio_compute.host.run_as import RunAs
+from trio_compute.model.spec import DatabricksSettings
+from trio_compute.postgres.databricks import install_databricks_files
 
 HBA_LINE = "host\tall\t\tall\t\tall\t\tmd5"
 SHARED_MEMORY_DIRECTORY = "/dev/shm/"  # noqa: S108  (POSIX shared memory of Linux, contract 04 §2)
@@ -48,10 +50,18 @@ def empty(pgdata: Path, *, keep: Iterable[str] = ()) -> None:
                 Path(entry.path).unlink()
 
 
-def complete_after_basebackup(pgdata: Path, run_as: RunAs, *, is_primary: bool) -> None:
-    """Add what a basebackup lacks: neon.signal, the hba line, pg_dynshmem, standby.signal; blocking."""
+def complete_after_basebackup(
+    pgdata: Path, run_as: RunAs, *, is_primary: bool, databricks: DatabricksSettings | None = None
+) -> None:
+    """Add what a basebackup lacks: neon.signal, access files, pg_dynshmem, standby.signal; blocking.
+
+    Raises HostError naming the path, also for Databricks settings with a Postgres older than 16.
+    """
     try:
         _copy_signal_file(pgdata, run_as)
+        _empty_override(pgdata, run_as)
+        if databricks is not None:
+            install_databricks_files(pgdata, run_as, databricks)
         append_line_once(pgdata / "pg_hba.conf", HBA_LINE, run_as)
         _link_dynshmem(pgdata, run_as)
         if not is_primary:
@@ -66,6 +76,13 @@ def _copy_signal_file(pgdata: Path, run_as: RunAs) -> None:
     neon, zenith = pgdata / "neon.signal", pgdata / "zenith.signal"
     if not neon.is_file() and zenith.is_file():
         write_atomically(neon, zenith.read_text(encoding="utf-8", errors="replace"), run_as)
+
+
+def _empty_override(pgdata: Path, run_as: RunAs) -> None:
+    # F-12: whatever a backup brings, the size quota is in force when Postgres starts.
+    override = pgdata / OVERRIDE_FILE
+    if override.exists() or override.is_symlink():
+        write_atomically(override, "", run_as)
 
 
 def _link_dynshmem(pgdata: Path, run_as: RunAs) -> None:

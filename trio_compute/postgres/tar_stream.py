@@ -14,7 +14,10 @@ from trio_compute.errors import StorageError
 BLOCK_BYTES = 512
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _LONGEST_NAME_BYTES = 4096
-_LONGEST_METADATA_BYTES = 1024 * 1024
+# Far more than any name needs: the records of a pax header take twenty times its length in memory.
+_LONGEST_METADATA_BYTES = 64 * 1024
+# PGDATA needs a handful. Thousands could be made, but shutil.rmtree could not remove them again.
+_MOST_COMPONENTS = 64
 _LARGEST_SIZE = 2**63 - 1
 
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
@@ -248,6 +251,8 @@ def safe_path(name: bytes) -> bytes:
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         raise RefusedEntryError("the name holds `..`")
+    if len(parts) > _MOST_COMPONENTS:
+        raise RefusedEntryError(f"a name of {len(parts)} components is too deep")
     return b"/".join(parts)
 
 

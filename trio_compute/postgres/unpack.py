@@ -118,7 +118,8 @@ class Unpacker:
         self._bytes_in += len(piece)
         rest: bytes | memoryview = piece
         output_is_full = False
-        while rest or output_is_full:
+        # At the end of the stream `unconsumed_tail` may stay what it was, for ever.
+        while (rest or output_is_full) and not self._gzip.eof:
             try:
                 output = self._gzip.decompress(rest, _OUTPUT_STEP_BYTES)
             except _zlib_error as error:

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from trio_compute.lifecycle.cell import Cell
 from trio_compute.model.parsed import ParsedSpec
+from trio_compute.plan.catalog.failures import Failure
 
 MAX_REMEMBERED_KEYS = 64
 
@@ -21,6 +22,7 @@ class Rejected(Struct, frozen=True):
     """Say why the spec is not in force."""
 
     error: str
+    failures: tuple[Failure, ...] = ()
 
 
 class Aborted(Struct, frozen=True):

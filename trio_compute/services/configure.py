@@ -13,11 +13,13 @@ from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.ending import Ending, Urgency
 from trio_compute.lifecycle.status import Status
 from trio_compute.model.parsed import ParsedSpec, parse_spec
+from trio_compute.plan.catalog.failures import CatalogFailed
 from trio_compute.plan.postgres_conf import OVERRIDE_TEXT
 from trio_compute.plan.restart import changed_identity, restart_required
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.services.apply_queue import ApplyQueue, Job, Rejected, Succeeded
+from trio_compute.services.supervise import best_effort
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import learn_spec, redact
 
@@ -43,10 +45,14 @@ class Configurator:
         """Apply the catalog unless the spec says to skip it; replicas have nothing to configure (02 §3.4)."""
         self._started_with = parsed
         with self._compute.spans.measure("configure_as_primary"):
-            await self._apply_catalog(parsed)
+            await self._apply_catalog(parsed, is_start=True)
 
     async def serve(self) -> None:
-        """Apply what is queued for as long as Postgres runs (D-08: also after a failure)."""
+        """Finish the start, then apply what is queued for as long as Postgres runs (D-08: also after a failure).
+
+        Both in one task: no two of us ever change the catalog at the same time (05 K-14).
+        """
+        await self._finish_start()
         while True:
             job = await self._queue.next()
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -55,14 +61,34 @@ class Configurator:
             else:
                 await self._refresh()
 
+    async def _finish_start(self) -> None:
+        """Run migrations and the update of the neon extension, which nobody waits for (05 §13, §14)."""
+        parsed = self._started_with
+        if parsed is None or not parsed.is_primary:
+            return
+        if not parsed.spec.skip_pg_catalog_updates:
+            await self._migrate()
+        await best_effort("neon extension upgrade", self._host.upgrade_neon_extension)
+
+    async def _migrate(self) -> None:
+        try:
+            with self._compute.spans.measure("migrations"):
+                async with _size_quota_lifted(self._host, self._postmaster):
+                    await self._host.run_migrations()
+            self._compute.notices.migration_error = None
+        except Exception as failure:  # noqa: BLE001  (a compute without its migrations works; the next start tries again)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._compute.notices.migration_error = redact(cause_chain(failure))
+            log.error("migrations failed", error=self._compute.notices.migration_error)
+
     async def _apply(self, job: Job) -> None:
         compute = self._compute
         compute.apply(ev.ApplyBegan())
-        error = await self._reconfigure(job.spec)
-        if error is not None:
+        failure = await self._reconfigure(job.spec)
+        if failure is not None:
             # The old spec stays current (D-05), its text is not lost (D-20).
-            compute.apply(ev.ApplyFailed(error=error))
-            job.settle(Rejected(error))
+            compute.apply(ev.ApplyFailed(error=failure.error))
+            job.settle(failure)
         else:
             compute.apply(ev.Applied(spec=job.spec, restart_required=self._waiting_for_restart(job.spec)))
             job.settle(Succeeded())
@@ -83,39 +109,48 @@ class Configurator:
             wanted = parse_spec(config.spec)
             learn_spec(wanted)
             refuse_another_identity(current, wanted)
-            error = None
+            rejected = None
         except Exception as failure:  # noqa: BLE001  (D-26: whatever went wrong, the refresh is tried again)
-            error = redact(cause_chain(failure))
+            rejected = Rejected(redact(cause_chain(failure)))
         await trio.lowlevel.checkpoint_if_cancelled()
-        if error is None and wanted == current and compute.state.error is None:
+        if rejected is None and wanted == current and compute.state.error is None:
             compute.apply(ev.RefreshUnchanged())
             self._queue.hold_refresh(REFRESH_PAUSE_SECONDS)
             return
-        error = error or await self._reconfigure(wanted)
-        if error is None:
+        rejected = rejected or await self._reconfigure(wanted)
+        if rejected is None:
             compute.apply(ev.Refreshed(spec=wanted, restart_required=self._waiting_for_restart(wanted)))
             self._refresh_pause = REFRESH_PAUSE_SECONDS
         else:
-            log.warning("refresh failed", error=error, retry_in_seconds=self._refresh_pause)
-            compute.apply(ev.RefreshFailed(error=error))
+            log.warning("refresh failed", error=rejected.error, retry_in_seconds=self._refresh_pause)
+            compute.apply(ev.RefreshFailed(error=rejected.error))
             self._queue.want_refresh()
             self._queue.hold_refresh(self._refresh_pause)
             self._refresh_pause = min(self._refresh_pause * 2, LONGEST_REFRESH_PAUSE_SECONDS)
 
-    async def _reconfigure(self, parsed: ParsedSpec) -> str | None:
-        """Write the configuration, reload it, apply the catalog; return the text of an error (02 §7)."""
+    async def _reconfigure(self, parsed: ParsedSpec) -> Rejected | None:
+        """Write the configuration, reload it, apply the catalog; return what went wrong (02 §7)."""
         try:
             with self._compute.spans.measure("reconfigure"):
                 await self._host.write_postgresql_conf(parsed)
-                self._postmaster.reload()
-                await self._apply_catalog(parsed)
+                await self._reload_and_look()
+                await self._apply_catalog(parsed, is_start=False)
         except Exception as failure:  # noqa: BLE001  (D-26: any error must end in failed, not in a stuck status)
             await trio.lowlevel.checkpoint_if_cancelled()
             error = redact(cause_chain(failure))
             log.error("reconfiguration failed", error=error)
-            return error
+            return Rejected(error, failure.failures if isinstance(failure, CatalogFailed) else ())
         await trio.lowlevel.checkpoint_if_cancelled()
         return None
+
+    async def _reload_and_look(self) -> None:
+        """Reload, and take note of what Postgres cannot read or will only take over at a restart (04 F-13)."""
+        report = await self._host.reload(self._postmaster)
+        self._compute.notices.pending_restart = report.pending_restart
+        if report.pending_restart:
+            log.warning("settings wait for a restart", settings=", ".join(report.pending_restart))
+        for error in report.errors:
+            log.error("postgresql.conf has an error", about=error)
 
     def _waiting_for_restart(self, parsed: ParsedSpec) -> tuple[str, ...]:
         fields = () if self._started_with is None else tuple(restart_required(self._started_with, parsed))
@@ -123,12 +158,14 @@ class Configurator:
             log.warning("changes wait for a restart", fields=", ".join(fields))
         return fields
 
-    async def _apply_catalog(self, parsed: ParsedSpec) -> None:
+    async def _apply_catalog(self, parsed: ParsedSpec, *, is_start: bool) -> None:
         if parsed.spec.skip_pg_catalog_updates or not parsed.is_primary:
             return
         async with _size_quota_lifted(self._host, self._postmaster):
             with self._compute.spans.measure("apply_spec_sql"):
-                await self._host.apply_catalog(parsed)
+                await self._host.apply_catalog(parsed, self._compute.spans, is_start=is_start)
+            # Before the reload at the end of the block, which makes both effective (04 F-09).
+            await self._host.enable_subscribers()
 
 
 def refuse_another_identity(current: ParsedSpec | None, wanted: ParsedSpec) -> None:

@@ -18,6 +18,7 @@ log = get_logger("prepare")
 async def prepare_pgdata(compute: Compute, host: Host, parsed: ParsedSpec) -> None:
     """Fill PGDATA for a spec; raise ComputeError with the whole cause chain in its text."""
     with compute.spans.measure("prepare_pgdata"):
+        host.require_startable(parsed)
         lsn = await _choose_lsn(compute, host, parsed)
         await _get_basebackup(compute, host, parsed, lsn)
         await host.complete_pgdata(parsed)

@@ -74,21 +74,24 @@ async def _fetch_once(url: str, token: str | None) -> ComputeConfig:
     import httpx
 
     headers = {"authorization": f"Bearer {token}"} if token else {}
+    body = bytearray()
     try:
-        with trio.fail_after(REQUEST_TIMEOUT_SECONDS):
+        with trio.fail_after(REQUEST_TIMEOUT_SECONDS) as patience:
             # trust_env: a proxy variable of the host must not see the token.
             async with (
                 httpx.AsyncClient(timeout=REQUEST_TIMEOUT_SECONDS, trust_env=False) as client,
                 client.stream("GET", url, headers=headers) as response,
             ):
-                body = bytearray()
                 async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
-                        raise RemoteError(f"control plane answer is larger than {MAX_BODY_BYTES} bytes")
+                        # Whoever leaves this loop leaves httpx's generators open; a cancellation unwinds them.
+                        patience.cancel()
     except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError) as error:
+        _refuse_too_large(body)
         counters.increment(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status="unknown")
         raise _Transient(brief(error) or type(error).__name__) from None
+    _refuse_too_large(body)
     status = f"{response.status_code} {httpx.codes.get_reason_phrase(response.status_code)}".rstrip()
     counters.increment(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status=status)
     if response.status_code in {502, 503}:
@@ -98,11 +101,16 @@ async def _fetch_once(url: str, token: str | None) -> ComputeConfig:
     return _config_of(bytes(body))
 
 
+def _refuse_too_large(body: bytearray) -> None:
+    if len(body) > MAX_BODY_BYTES:
+        raise RemoteError(f"control plane answer is larger than {MAX_BODY_BYTES} bytes")
+
+
 def _config_of(body: bytes) -> ComputeConfig:
     try:
         answer = decode(body, ControlPlaneAnswer)
     except SpecError as error:
-        raise _Transient(f"unusable answer: {error}") from None
+        raise _Transient(f"unusable answer: {brief(error)}") from None
     if answer.status == "attached" and answer.spec is None:
         raise RemoteError("compute is attached, but spec is empty")
     return ComputeConfig(spec=answer.spec, compute_ctl_config=answer.compute_ctl_config)

@@ -10,7 +10,7 @@ from trio_compute.db.target import Target
 from trio_compute.errors import StorageError
 from trio_compute.model.spec import PageserverProtocol
 from trio_compute.plan.lease import LeaseTarget, LeaseTerms, earliest_expiry, lease_command, lease_targets
-from trio_compute.storage.texts import brief
+from trio_compute.storage.texts import brief, text_rows
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
@@ -47,11 +47,13 @@ async def lease_over_libpq(
     address = Target.parse(target.url)
     if terms.token is not None:
         address = address.replace(password=terms.token)
-    rows: list[tuple[object, ...]] = []
+    rows: list[list[str | None]] = []
     try:
         async with open_connection(address, connect_timeout_seconds=connect_seconds) as connection:
+            connection.cancel_seconds = 0.0  # a lease that is not waited for harms nobody
             with trio.fail_after(answer_seconds):
-                rows = await (await connection.execute(lease_command(terms, target).encode())).fetchall()
+                cursor = await connection.execute(lease_command(terms, target).encode())
+            rows = text_rows(cursor.pgresult, peer="pageserver")
     except ConnectFailed as error:
         raise StorageError(f"cannot connect to pageserver: {brief(error)}") from None
     except psycopg.Error as error:
@@ -61,13 +63,13 @@ async def lease_over_libpq(
     return _expiry(rows)
 
 
-def _expiry(rows: list[tuple[object, ...]]) -> float | None:
+def _expiry(rows: list[list[str | None]]) -> float | None:
     """Return what the one row says: Unix milliseconds as text, or NULL for a refusal."""
     if len(rows) != 1 or len(rows[0]) != 1:
         raise StorageError(f"pageserver answered a lease request with {len(rows)} rows")
     value = rows[0][0]
     if value is None:
         return None
-    if _MILLISECONDS.match(str(value)) is None:
+    if _MILLISECONDS.match(value) is None:
         raise StorageError(f"pageserver answered a lease request with {brief(value)[:80]!r}")
-    return int(str(value)) / 1000
+    return int(value) / 1000

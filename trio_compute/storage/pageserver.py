@@ -125,7 +125,12 @@ class _Pump:
     def _chunks(self, connection: psycopg.Connection) -> Generator[Chunk, None, None]:
         """Yield the copy data; leaving the copy checks that the server was content to the very end (S-07)."""
         with connection.cursor() as cursor, cursor.copy(self._command) as copy:
-            yield from copy
+            try:
+                yield from copy
+            except GeneratorExit:
+                # Whoever stops reading has failed, and psycopg would still wait for the rest, which may never come.
+                self._pgconn.finish()
+                raise
 
 
 def receive_basebackup(chunks: Iterable[Chunk], inflow: Inflow, pgdata: Path, run_as: RunAs) -> Received:

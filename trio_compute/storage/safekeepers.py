@@ -15,7 +15,7 @@ from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec, split_host_port
 from trio_compute.plan.quorum import Ballot, TimelineStatus
 from trio_compute.postgres.logs import collect_logs
-from trio_compute.storage.texts import brief
+from trio_compute.storage.texts import brief, text_rows
 from trio_compute.telemetry.logging import get_logger
 
 log = get_logger("safekeepers")
@@ -56,21 +56,27 @@ async def _ping(entry: str, parsed: ParsedSpec, timeout_seconds: float) -> Timel
         password=parsed.spec.storage_auth_token or "",
         options=f"-c timeline_id={parsed.timeline_id} tenant_id={parsed.tenant_id}",
     )
-    row: tuple[object, ...] | None = None
+    rows: list[list[str | None]] = []
     with trio.move_on_after(timeout_seconds) as patience:
         try:
             async with open_connection(target, connect_timeout_seconds=timeout_seconds) as connection:
-                row = await (await connection.execute("TIMELINE_STATUS")).fetchone()
+                connection.cancel_seconds = 0.0  # whoever is too slow for a ping is not asked to cancel it
+                rows = text_rows((await connection.execute("TIMELINE_STATUS")).pgresult, peer="safekeeper")
         except (psycopg.Error, ConnectFailed) as error:
             raise StorageError(brief(error)) from None
     if patience.cancelled_caught:
         raise StorageError(f"no answer within {round(timeout_seconds * 1000)} ms")
-    return None if row is None else _timeline_status(row)
+    return _timeline_status(rows)
 
 
-def _timeline_status(row: tuple[object, ...]) -> TimelineStatus:
+def _timeline_status(rows: list[list[str | None]]) -> TimelineStatus | None:
+    """Return what the one row says, or None if there is none: the timeline is not known there."""
+    if not rows:
+        return None
+    if len(rows) > 1:
+        raise StorageError(f"unusable TIMELINE_STATUS: {len(rows)} rows")
     try:
-        flush, commit = (Lsn.parse(str(value)) for value in row)
+        flush, commit = (Lsn.parse(str(value)) for value in rows[0])
     except ValueError as error:
         raise StorageError(f"unusable TIMELINE_STATUS: {brief(error)}") from None
     return TimelineStatus(flush, commit)

@@ -25,3 +25,5 @@ class Counters:
 counters = Counters()
 CONTROL_PLANE_REQUESTS = "compute_ctl_cplane_requests_total"
 PAGESTREAM_REQUEST_ERRORS = "pg_cctl_pagestream_request_errors_total"
+DB_MIGRATION_FAILED = "compute_ctl_db_migration_failed_total"
+CONFIGURE_STATEMENT_TIMEOUTS = "pg_cctl_configure_statement_timeout_errors_total"

@@ -26,8 +26,8 @@ async def configure(context: Context, request: Request) -> Response:
     if isinstance(outcome, Aborted):
         raise Problem(503, "compute is terminating")
     if isinstance(outcome, Rejected):
-        raise Problem(500, f"compute configuration failed: {outcome.error}")
-    return Response(status_body(context.compute.state), content_type=CONTENT_TYPE)
+        raise Problem(500, f"compute configuration failed: {outcome.error}", outcome.failures)
+    return Response(status_body(context.compute), content_type=CONTENT_TYPE)
 
 
 async def _body(request: Request) -> ConfigureRequest:

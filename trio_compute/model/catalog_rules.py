@@ -1,0 +1,137 @@
+"""Rules for the roles, databases and delta operations of a spec, kept before anything is done (contract 05 §16)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from trio_compute.model.catalog_options import DATABASE_OPTIONS, ROLE_OPTIONS, Kind, option_fault
+from trio_compute.model.problems import Path, Problem
+from trio_compute.model.spec import ComputeSpec, Database, DeltaOp, GenericOption, Role
+
+SUPERUSER = "cloud_admin"
+FORMER_SUPERUSER = "zenith_admin"
+SYSTEM_DATABASES = frozenset({"postgres", "template0", "template1"})
+MAX_NAME_BYTES = 63
+RENAMES = frozenset({"rename_db", "rename_role"})
+ACTIONS = RENAMES | {"delete_db", "delete_role"}
+_PASSWORD = re.compile(
+    r"\A(?:[0-9a-fA-F]{32}|SCRAM-SHA-256\$[0-9]{1,10}:[A-Za-z0-9+/=]{1,200}\$[A-Za-z0-9+/=]{1,200}:[A-Za-z0-9+/=]{1,200})\Z"
+)
+_DELTA: Path = ("delta_operations",)
+_ROLES: Path = ("cluster", "roles")
+_DATABASES: Path = ("cluster", "databases")
+
+
+def is_system_role(name: str) -> bool:
+    """Tell whether a role belongs to Postgres or to the operator, so that no spec may change it (K-17)."""
+    return name in {SUPERUSER, FORMER_SUPERUSER} or name.startswith("pg_")
+
+
+def catalog_problems(spec: ComputeSpec) -> Iterator[Problem]:
+    """Yield what forbids applying the catalog part of a spec."""
+    for number, role in enumerate(spec.cluster.roles):
+        yield from _name_problems(role.name, "role name", (*_ROLES, number, "name"))
+        yield from _password_problems(role, (*_ROLES, number, "encrypted_password"))
+        yield from _option_problems(role.options, ROLE_OPTIONS, (*_ROLES, number, "options"))
+    for number, database in enumerate(spec.cluster.databases):
+        yield from _name_problems(database.name, "database name", (*_DATABASES, number, "name"))
+        yield from _name_problems(database.owner, "database owner", (*_DATABASES, number, "owner"))
+        yield from _option_problems(database.options, DATABASE_OPTIONS, (*_DATABASES, number, "options"))
+    yield from _conflicts(spec.cluster.roles, "role", _ROLES)
+    yield from _conflicts(spec.cluster.databases, "database", _DATABASES)
+    for number, operation in enumerate(spec.delta_operations or ()):
+        if operation.action in ACTIONS:
+            yield from _delta_problems(spec, operation, (*_DELTA, number))
+
+
+def catalog_warnings(spec: ComputeSpec) -> tuple[str, ...]:
+    """Say what of the catalog part will be passed over."""
+    roles, databases = spec.cluster.roles, spec.cluster.databases
+    deleted = {operation.name for operation in spec.delta_operations or () if operation.action == "delete_db"}
+    kept = (database.name for database in databases if database.name in deleted)
+    unknown = (operation.action for operation in spec.delta_operations or () if operation.action not in ACTIONS)
+    return (
+        *(f"role {name!r} is listed more than once; the first one counts" for name in _repeated(roles)),
+        *(f"database {name!r} is listed more than once; the first one counts" for name in _repeated(databases)),
+        *(
+            f"role {role.name!r} belongs to the system and stays as it is"
+            for role in roles
+            if is_system_role(role.name)
+        ),
+        *(f"database {name!r} is to be deleted and listed as wanted; it stays" for name in kept),
+        *(f"unknown delta operation {action[:40]!r} is ignored" for action in unknown),
+    )
+
+
+def _name_problems(name: str, what: str, path: Path) -> Iterator[Problem]:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 1 <= size <= MAX_NAME_BYTES or "\0" in name:
+        message = f"{what} {name[:80]!r} must have 1 to {MAX_NAME_BYTES} bytes and no NUL"
+        yield Problem(path=path, message=message, hint="Postgres would cut or refuse it; choose another name")
+
+
+def _password_problems(role: Role, path: Path) -> Iterator[Problem]:
+    if role.encrypted_password is not None and _PASSWORD.match(role.encrypted_password) is None:
+        yield Problem(
+            path=path,
+            message=f"password of role {role.name[:80]!r} is neither a SCRAM verifier nor an md5 hash",
+            hint="give SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>, or the 32 hex digits of md5",
+        )
+
+
+def _option_problems(
+    options: Sequence[GenericOption] | None, allowed: dict[str, Kind], path: Path
+) -> Iterator[Problem]:
+    for number, option in enumerate(options or ()):
+        fault = option_fault(option, allowed)
+        if fault is not None:
+            hint = f"known ones: {', '.join(allowed)}" if "known" in fault else "see CREATE ROLE and CREATE DATABASE"
+            yield Problem(path=(*path, number), message=fault, hint=hint)
+
+
+def _conflicts(entries: Sequence[Role | Database], what: str, path: Path) -> Iterator[Problem]:
+    first: dict[str, Role | Database] = {}
+    for number, entry in enumerate(entries):
+        if first.setdefault(entry.name, entry) != entry:
+            message = f"{what} {entry.name[:80]!r} is listed twice with different content"
+            yield Problem(path=(*path, number), message=message, hint="keep one of the two")
+
+
+def _repeated(entries: Sequence[Role | Database]) -> list[str]:
+    counts = Counter(entry.name for entry in entries)
+    return [name for name, count in counts.items() if count > 1]
+
+
+def _delta_problems(spec: ComputeSpec, operation: DeltaOp, path: Path) -> Iterator[Problem]:
+    what = f"delta operation {operation.action}"
+    yield from _name_problems(operation.name, f"{what}: name", (*path, "name"))
+    if operation.action in RENAMES and operation.new_name is None:
+        hint = "add the name that it shall have afterwards"
+        yield Problem(path=(*path, "new_name"), message=f"{what} requires new_name", hint=hint)
+    elif operation.action in RENAMES and operation.new_name is not None:
+        yield from _name_problems(operation.new_name, f"{what}: new_name", (*path, "new_name"))
+    protected = SYSTEM_DATABASES.__contains__ if operation.action.endswith("_db") else is_system_role
+    for field in ("name", "new_name") if operation.action in RENAMES else ("name",):
+        name = getattr(operation, field)
+        if name is not None and protected(name):
+            message = f"{what} may not touch {name!r}, which belongs to the system"
+            yield Problem(path=(*path, field), message=message, hint="leave this operation out")
+    if operation.action == "delete_role":
+        yield from _deleted_role_problems(spec, operation.name, path)
+
+
+def _deleted_role_problems(spec: ComputeSpec, name: str, path: Path) -> Iterator[Problem]:
+    if any(role.name == name for role in spec.cluster.roles):
+        message = f"role {name[:80]!r} is both wanted and to be deleted"
+        yield Problem(
+            path=path, message=message, hint="take it from cluster.roles or from delta_operations", also=(_ROLES,)
+        )
+    owned = next((database.name for database in spec.cluster.databases if database.owner == name), None)
+    if owned is not None:
+        message = f"role {name[:80]!r} is to be deleted and to own database {owned[:80]!r}"
+        yield Problem(path=path, message=message, hint="give the database another owner", also=(_DATABASES,))

@@ -1,0 +1,38 @@
+"""What went wrong while a plan was carried out, object by object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from trio_compute.errors import PostgresError
+
+SHOWN_FAILURES = 5
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """Name what failed: where, which object, what was being done, and Postgres' own words."""
+
+    phase: str
+    database: str
+    object: str
+    operation: str
+    sqlstate: str | None
+    message: str
+    detail: str | None = None
+
+    def __str__(self) -> str:
+        state = f" (SQLSTATE {self.sqlstate})" if self.sqlstate else ""
+        detail = f": {self.detail}" if self.detail else ""
+        return f"could not {self.operation} [{self.phase}, database {self.database}]: {self.message}{state}{detail}"
+
+
+class CatalogFailed(PostgresError):
+    """Report that the catalog is not as wanted; `failures` names every object at fault."""
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        self.failures = tuple(failures)
+        shown = "; ".join(str(failure) for failure in self.failures[:SHOWN_FAILURES])
+        more = len(self.failures) - SHOWN_FAILURES
+        super().__init__(f"{shown}; and {more} more" if more > 0 else shown)

@@ -1,0 +1,68 @@
+"""The options of roles and databases as words of SQL (contract 05 §5, K-04)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from trio_compute.model.catalog_options import DATABASE_OPTIONS, ROLE_OPTIONS, Kind, canonical
+from trio_compute.model.spec import Database, GenericOption, Role
+from trio_compute.plan.catalog.quoting import identifier, literal
+
+_LOGIN = frozenset({"LOGIN", "NOLOGIN"})
+_PLAIN_NAME = re.compile(r"\A[a-z_][a-z0-9_]*\Z")
+
+
+def stored_password(role: Role) -> str | None:
+    """Return the password as Postgres stores it: SCRAM verifiers as they are, md5 hashes with their prefix (K-16)."""
+    text = role.encrypted_password
+    return text if text is None or text.startswith("SCRAM-SHA-256") else f"md5{text.lower()}"
+
+
+def password_literal(role: Role) -> str:
+    """Return what follows PASSWORD."""
+    stored = stored_password(role)
+    return "NULL" if stored is None else literal(stored)
+
+
+def creation_words(role: Role, attributes: Sequence[str] = (), groups: Sequence[str] = ()) -> str:
+    """Return what follows the name in CREATE ROLE; the role's own options win over the attributes."""
+    own = _rendered(role.options, ROLE_OPTIONS, left_out=_LOGIN)
+    mentioned = {name.removeprefix("NO") for name in own}
+    added = [word for word in attributes if word not in mentioned]
+    in_role = [*map(identifier, groups), *([own.pop("IN ROLE").removeprefix("IN ROLE ")] if "IN ROLE" in own else [])]
+    membership = [f"IN ROLE {', '.join(in_role)}"] if in_role else []
+    return " ".join([*added, *membership, *own.values(), "LOGIN PASSWORD", password_literal(role)])
+
+
+def alteration_words(role: Role) -> str:
+    """Return what follows the name in ALTER ROLE, which knows no memberships."""
+    own = _rendered(role.options, ROLE_OPTIONS, left_out=_LOGIN | {"IN ROLE", "ROLE", "ADMIN"})
+    return " ".join([*own.values(), "LOGIN PASSWORD", password_literal(role)])
+
+
+def database_words(database: Database) -> str:
+    """Return what follows the name in CREATE DATABASE."""
+    own = _rendered(database.options, DATABASE_OPTIONS, left_out=frozenset({"OWNER"}))
+    return " ".join([*own.values(), "OWNER", identifier(database.owner)])
+
+
+def _rendered(
+    options: Iterable[GenericOption] | None, allowed: dict[str, Kind], *, left_out: frozenset[str]
+) -> dict[str, str]:
+    """Return each option once, by its name in capitals; the first of a repetition counts."""
+    words: dict[str, str] = {}
+    for option in options or ():
+        name = canonical(option.name)
+        if name not in left_out:
+            words.setdefault(name, f"{name} {_value(option, allowed[name])}".strip())
+    return words
+
+
+def _value(option: GenericOption, kind: Kind) -> str:
+    value = option.value or ""
+    if kind is Kind.TEXT:
+        return literal(value)
+    if kind is Kind.NAME:
+        return value if option.vartype != "string" and _PLAIN_NAME.match(value) else identifier(value)
+    return value

@@ -1,0 +1,84 @@
+"""The order of all phases, and what comes out of them (contract 05 §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trio_compute.plan.catalog import databases, extensions, inside, lakebase, roles
+from trio_compute.plan.catalog.operations import DatabaseWork, Operation, Phase, Plan
+from trio_compute.plan.catalog.snapshot import Snapshot
+from trio_compute.plan.catalog.wanted import Wanted
+
+
+def plan_catalog(wanted: Wanted, snapshot: Snapshot) -> tuple[Plan, Snapshot]:
+    """Return what must be done, and what will exist afterwards; planning again over the latter finds nothing."""
+    state, warnings = snapshot.copy(), list[str]()
+    clean_up = _clean_up(wanted, state)
+    before = _phases(
+        {
+            "CreatePrivilegedRole": roles.create_privileged_role(wanted, state),
+            "CreateDatabricksRoles": lakebase.create_roles(wanted, state),
+            "AlterDatabricksRoles": lakebase.alter_roles(wanted, state),
+            "DropInvalidDatabases": databases.drop_invalid_databases(wanted, state),
+            "RenameRoles": roles.rename_roles(wanted, state, warnings),
+            "CreateAndAlterRoles": roles.create_and_alter_roles(wanted, state),
+            "RenameAndDeleteDatabases": databases.rename_and_delete_databases(wanted, state, warnings),
+            "CreateAndAlterDatabases": databases.create_and_alter_databases(wanted, state),
+            "TakeDatabasesFromDeletedRoles": databases.take_from_deleted_roles(wanted, state),
+            "CreateSchemaNeon": extensions.create_schema_neon(wanted, state),
+        }
+    )
+    inner = [work for name in _visited(wanted, state) if (work := _inside(name, wanted, state, warnings)).phases]
+    after = _phases(
+        {
+            "HandleOtherExtensions": extensions.handle_other_extensions(wanted, state, warnings),
+            "HandleNeonExtension": extensions.handle_neon_extension(wanted, state, warnings),
+            "HandleDatabricksAuthExtension": lakebase.handle_auth_extension(wanted, state, warnings),
+            "CreateAvailabilityCheck": extensions.create_availability_check(wanted, state, warnings),
+            "DropRoles": roles.drop_roles(wanted, state),
+            "AddDatabricksGrants": lakebase.add_grants(wanted, state),
+            "CreateDatabricksMisc": lakebase.create_misc(wanted, state),
+            "FinalizeDropLogicalSubscriptions": extensions.finalize_drop_subscriptions(wanted, state),
+            "NotePreparedDatabases": extensions.note_prepared_databases(wanted, state, snapshot),
+            "CreateAuditExtensions": extensions.create_audit_extensions(wanted, state, warnings),
+            "DisablePostgresDBPgAudit": extensions.silence_audit(wanted, state),
+        }
+    )
+    plan = Plan(
+        clean_up=clean_up, before=before, databases=tuple(inner), after=after, warnings=tuple(dict.fromkeys(warnings))
+    )
+    return plan, state
+
+
+def _phases(planned: dict[str, Iterable[Operation]]) -> tuple[Phase, ...]:
+    """Plan each phase in turn, for the later ones rest on the state that the earlier ones leave."""
+    phases = [Phase(name, tuple(operations)) for name, operations in planned.items()]
+    return tuple(phase for phase in phases if phase.operations)
+
+
+def _clean_up(wanted: Wanted, state: Snapshot) -> tuple[DatabaseWork, ...]:
+    """Plan the end of subscriptions in databases that will be dropped, which could not be dropped with them."""
+    deleted = [name for name in wanted.subjects("delete_db") if wanted.owner_of(name) is None]
+    found = ((name, inside.drop_subscriptions(name, state, "the database is to be dropped")) for name in deleted)
+    return tuple(DatabaseWork(name, (phase,)) for name, phase in found if phase is not None)
+
+
+def _visited(wanted: Wanted, state: Snapshot) -> list[str]:
+    """Return the databases in which there may be something to do: those of the spec first, then all others (K-20)."""
+    listed = [database.name for database in wanted.databases]
+    return list(dict.fromkeys([*listed, state.system_database, *state.databases]))
+
+
+def _inside(name: str, wanted: Wanted, state: Snapshot, warnings: list[str]) -> DatabaseWork:
+    facts = state.databases.get(name)
+    if not inside.is_open(facts):
+        if wanted.owner_of(name) is not None:
+            warnings.append(f"database {name!r} allows no connections; nothing is done inside it")
+        return DatabaseWork(name, ())
+    dropping = wanted.drop_subscriptions and state.dropped_subscriptions_of != wanted.timeline_id
+    phases = (
+        inside.delete_role_references(name, wanted, state),
+        inside.change_schema_permissions(name, wanted, state),
+        inside.drop_subscriptions(name, state, "inherited from the parent branch") if dropping else None,
+    )
+    return DatabaseWork(name, tuple(phase for phase in phases if phase is not None))

@@ -1,0 +1,124 @@
+"""Phases about roles, before and after the work in databases (contract 05 §7, §10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import structs
+
+from trio_compute.model.spec import Role
+from trio_compute.plan.catalog.operations import Operation, Subject
+from trio_compute.plan.catalog.options import alteration_words, creation_words, password_literal, stored_password
+from trio_compute.plan.catalog.quoting import identifier
+from trio_compute.plan.catalog.snapshot import RoleFacts, Snapshot
+from trio_compute.plan.catalog.wanted import Wanted
+
+PRIVILEGED_ATTRIBUTES = ("CREATEDB", "CREATEROLE", "REPLICATION", "BYPASSRLS")
+PRIVILEGED_GROUPS = ("pg_read_all_data", "pg_write_all_data")
+MEMBER_ATTRIBUTES = ("INHERIT", "CREATEROLE", "CREATEDB", "BYPASSRLS", "REPLICATION")
+
+
+def create_privileged_role(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
+    """Plan the role that all ordinary roles are members of; one that a crash left incomplete is mended (K-29)."""
+    name = wanted.privileged_role
+    attributes = [word for word in PRIVILEGED_ATTRIBUTES if not (wanted.lakebase and word == "REPLICATION")]
+    facts, subject = state.roles.get(name), Subject("role", name)
+    state.roles[name] = RoleFacts(None, frozenset(attributes), frozenset(PRIVILEGED_GROUPS))
+    if facts is None:
+        words = " ".join([*attributes, "NOLOGIN", "IN ROLE", ", ".join(PRIVILEGED_GROUPS)])
+        statement = f"CREATE ROLE {identifier(name)} {words}"
+        yield Operation(
+            what=f"create privileged role {name}", why="it does not exist", statement=statement, subject=subject
+        )
+        return
+    state.roles[name] = structs.replace(
+        facts, attributes=facts.attributes.union(attributes), member_of=facts.member_of.union(PRIVILEGED_GROUPS)
+    )
+    missing = [word for word in attributes if word not in facts.attributes]
+    if missing:
+        yield Operation(
+            what=f"give privileged role {name} its attributes",
+            why=f"it lacks {', '.join(missing)}",
+            statement=f"ALTER ROLE {identifier(name)} {' '.join(missing)}",
+            subject=subject,
+        )
+    for group in PRIVILEGED_GROUPS:
+        if group not in facts.member_of:
+            yield Operation(
+                what=f"make privileged role {name} a member of {group}",
+                why="it is not",
+                statement=f"GRANT {group} TO {identifier(name)}",
+                subject=subject,
+            )
+
+
+def rename_roles(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterator[Operation]:
+    """Plan renames of roles; one that was done already is nothing to do (K-01)."""
+    for operation in wanted.delta:
+        old, new = operation.name, operation.new_name
+        if operation.action != "rename_role" or new is None:
+            continue
+        if old in state.roles and new not in state.roles:
+            facts = state.roles.pop(old)
+            # Postgres clears an md5 password on this occasion, since the name is its salt.
+            kept = None if (facts.password or "").startswith("md5") else facts.password
+            state.roles[new] = structs.replace(facts, password=kept)
+            state.databases = {
+                name: structs.replace(database, owner=new) if database.owner == old else database
+                for name, database in state.databases.items()
+            }
+            yield Operation(
+                what=f"rename role {old} to {new}",
+                why="delta operation rename_role",
+                statement=f"ALTER ROLE {identifier(old)} RENAME TO {identifier(new)}",
+                subject=Subject("role", old),
+            )
+        elif old in state.roles or new not in state.roles:
+            both = "both exist" if old in state.roles else "neither exists"
+            warnings.append(f"role {old!r} is not renamed to {new!r}: {both}")
+
+
+def create_and_alter_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
+    """Plan new roles, and new passwords of known ones; options alone alter nothing (K-16)."""
+    for role in wanted.roles:
+        facts, password = state.roles.get(role.name), stored_password(role)
+        if facts is not None and facts.password == password:
+            continue
+        # The password of an unchanged name is all that an alter may touch beside what the spec's options say.
+        state.roles[role.name] = structs.replace(facts or RoleFacts(), password=password)
+        yield _alteration(role) if facts is not None else _creation(role, wanted)
+
+
+def _alteration(role: Role) -> Operation:
+    return Operation(
+        what=f"alter role {role.name}",
+        why="its password differs",
+        statement=f"ALTER ROLE {identifier(role.name)} {alteration_words(role)}",
+        subject=Subject("role", role.name),
+        secret=password_literal(role) if role.encrypted_password else None,
+    )
+
+
+def _creation(role: Role, wanted: Wanted) -> Operation:
+    is_member = role.name not in wanted.jwks_roles
+    words = creation_words(role, MEMBER_ATTRIBUTES, [wanted.privileged_role]) if is_member else creation_words(role)
+    return Operation(
+        what=f"create role {role.name}",
+        why="it does not exist",
+        statement=f"CREATE ROLE {identifier(role.name)} {words}",
+        subject=Subject("role", role.name),
+        secret=password_literal(role) if role.encrypted_password else None,
+    )
+
+
+def drop_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
+    """Plan the deletion of roles that nothing refers to any more."""
+    for name in wanted.subjects("delete_role"):
+        if state.roles.pop(name, None) is not None:
+            state.footholds.pop(name, None)
+            yield Operation(
+                what=f"drop role {name}",
+                why="delta operation delete_role",
+                statement=f"DROP ROLE IF EXISTS {identifier(name)}",
+                subject=Subject("role", name),
+            )
