@@ -28,6 +28,7 @@ def run_subcommand(argv: Sequence[str]) -> int:
         "run": (lambda rest: run_compute(rest, prog="trio-compute run"), "run one compute, like compute_ctl"),
         "dev": (_dev, "run a compute on an embedded storage, on your own machine"),
         "validate": (_validate, "report everything that is wrong with config.json files"),
+        "plan": (_plan, "show what applying a config.json would do, and do nothing"),
         "schema": (_schema, "print the JSON Schema of config.json"),
     }
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
@@ -102,7 +103,7 @@ def _run_bound(settings: Settings) -> int:
             lambda: run(
                 settings,
                 host,
-                lambda compute, queue, config: HttpServers(sockets, compute, queue, config),
+                lambda compute, queue, config: HttpServers(sockets, compute, queue, host, config),
                 spans=spans,
             ),
             restrict_keyboard_interrupt_to_checkpoints=True,
@@ -121,6 +122,12 @@ def _validate(argv: Sequence[str]) -> int:
     from trio_compute.commands.validate import run_validate
 
     return run_validate(argv)
+
+
+def _plan(argv: Sequence[str]) -> int:
+    from trio_compute.commands.plan import run_plan
+
+    return run_plan(argv)
 
 
 def _schema(argv: Sequence[str]) -> int:

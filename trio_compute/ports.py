@@ -20,10 +20,11 @@ from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.model.spec import ComputeConfig, TlsConfig
 from trio_compute.plan.catalog.wanted import Wanted, wanted_of
-from trio_compute.plan.lakebase import lakebase_port
+from trio_compute.plan.lakebase import lakebase_environ, lakebase_port
 from trio_compute.plan.lease import LeaseTerms
 from trio_compute.plan.postgres_conf import ConfContext, render_postgresql_conf
 from trio_compute.plan.preconditions import require_startable
+from trio_compute.plan.restart import restart_required
 from trio_compute.plan.subscriptions import with_subscribers_enabled
 from trio_compute.plan.tls import tls_in_use
 from trio_compute.postgres import pgdata as data_directory
@@ -35,10 +36,12 @@ from trio_compute.settings import Settings
 from trio_compute.storage.control_plane import obtain_config
 from trio_compute.storage.pageserver import Received, fetch_basebackup
 from trio_compute.storage.safekeepers import check_safekeepers_synced, sync_safekeepers
+from trio_compute.telemetry.redaction import redact
 from trio_compute.telemetry.spans import Recorder
 
 if TYPE_CHECKING:
     from trio_compute.db.reload import ReloadReport
+    from trio_compute.plan.preview import Preview
 
 KEPT_BETWEEN_ATTEMPTS = ("postgresql.conf", KEY_FILE, CERTIFICATE_FILE)
 
@@ -203,6 +206,31 @@ class Host:
             parsed, privileged_role=self.settings.privileged_role_name, lakebase=self.settings.lakebase_mode
         )
 
+    async def preview(self, parsed: ParsedSpec, running: ParsedSpec | None) -> Preview:
+        """Return what applying a spec would do now; nothing is changed. Raises SpecError or PostgresError."""
+        from trio_compute.db.preview import look_ahead
+        from trio_compute.plan.conf_diff import changed_settings
+        from trio_compute.plan.preview import preview_of
+
+        old = (self.settings.pgdata / "postgresql.conf").read_text(encoding="utf-8", errors="replace")
+        new = self.render_postgresql_conf(parsed)
+        touches_catalog = parsed.is_primary and not parsed.spec.skip_pg_catalog_updates
+        outlook = await look_ahead(
+            self.settings.connstr,
+            self._wanted(parsed) if touches_catalog else None,
+            changed_settings(old, new),
+            deadlines=self.settings.deadlines,
+        )
+        fields = restart_required(running, parsed) if running is not None else []
+        return preview_of(
+            outlook.plan,
+            outlook.system_database,
+            old_conf=old,
+            new_conf=new,
+            restart_required=[*fields, *outlook.start_only],
+            hide=redact,
+        )
+
     async def run_migrations(self) -> None:
         """Run the one-way changes of the catalog that are still due."""
         from trio_compute.db.migrations import run_migrations
@@ -244,6 +272,8 @@ class Host:
             environ["HOME"] = self.run_as.home
         if parsed is not None and parsed.spec.storage_auth_token is not None:
             environ["NEON_AUTH_TOKEN"] = parsed.spec.storage_auth_token
+        if parsed is not None:
+            environ |= lakebase_environ(self.settings, parsed.spec.databricks_settings)
         return environ
 
     def _conf_context(self, parsed: ParsedSpec, *, drop_subscriptions: bool) -> ConfContext:

@@ -18,6 +18,7 @@ from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.model.spec import ComputeConfig
 from trio_compute.plan.lease import LeaseTerms
+from trio_compute.plan.preview import Preview
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.postgres.stop import stop_child
@@ -166,6 +167,10 @@ class FakeHost(Host):
 
     async def apply_catalog(self, parsed: ParsedSpec, spans: object, *, is_start: bool) -> None:
         await self._port("apply_catalog")
+
+    async def preview(self, parsed: ParsedSpec, running: ParsedSpec | None) -> Preview:
+        await self._port("preview")
+        return Preview(phases=[], warnings=[], settings=[], configuration_diff="", restart_required=[])
 
     async def run_migrations(self) -> None:
         await self._port("run_migrations")

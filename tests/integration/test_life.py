@@ -103,7 +103,10 @@ async def test_a_catalog_that_cannot_be_applied_is_said_and_can_be_mended(rig: R
         bad["spec"]["cluster"]["databases"] = [{"name": "shop", "owner": "nobody_at_all"}]
         answer = await child.configure(bad)
         assert answer.status_code == 500
-        assert 'could not create database shop: role "nobody_at_all" does not exist' in answer.json()["error"]
+        failure = answer.json()["failures"][0]
+        assert failure["object"] == "database shop"
+        assert (failure["sqlstate"], failure["phase"]) == ("42704", "CreateAndAlterDatabases")
+        assert 'role "nobody_at_all" does not exist (SQLSTATE 42704)' in answer.json()["error"]
         assert (await child.status() or {})["status"] == "failed"
         assert (await child.configure(good)).json()["error"] is None
         assert (await end(child))[1] == 0

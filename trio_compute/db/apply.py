@@ -54,17 +54,6 @@ async def apply_catalog(connstr: str, wanted: Wanted, *, workers: int, deadlines
         raise PostgresError(f"the catalog could not be read: {failure_text(error)}") from None
 
 
-async def preview_catalog(connstr: str, wanted: Wanted, *, deadlines: Deadlines) -> Plan:
-    """Return what `apply_catalog` would do now, and change nothing; raise PostgresError."""
-    target = maintenance_target(connstr, "plan", deadlines)
-    target = target.replace(options=f"{target.options} -c default_transaction_read_only=on")
-    try:
-        async with open_maintenance(target, deadlines) as connection:
-            return plan_catalog(wanted, await read_snapshot(connection, wanted))[0]
-    except psycopg.Error as error:
-        raise PostgresError(f"the catalog could not be read: {failure_text(error)}") from None
-
-
 class _Execution:
     """Carry out one plan over a maintenance session and, where needed, sessions in other databases."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from trio_compute.lifecycle.compute import Compute
+from trio_compute.ports import Host
 from trio_compute.services.apply_queue import ApplyQueue
 
 
@@ -13,3 +14,4 @@ class Context(Struct, frozen=True):
 
     compute: Compute
     queue: ApplyQueue
+    host: Host

@@ -19,17 +19,20 @@ from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.status import Status
 from trio_compute.model.decode import encode
 from trio_compute.model.spec import ComputeConfig
+from trio_compute.ports import Host
 from trio_compute.services.apply_queue import ApplyQueue
 
 
 class HttpServers:
     """Serve both APIs from the time they are started until they are drained."""
 
-    def __init__(self, sockets: BoundSockets, compute: Compute, queue: ApplyQueue, config: ComputeConfig) -> None:
+    def __init__(
+        self, sockets: BoundSockets, compute: Compute, queue: ApplyQueue, host: Host, config: ComputeConfig
+    ) -> None:
         self._sockets = sockets
         self._compute = compute
         self._draining = trio.Event()
-        context = Context(compute, queue)
+        context = Context(compute, queue, host)
         settings = compute.settings
         jwks = config.compute_ctl_config.jwks.keys
         authorizer = Authorizer(jwks, settings.compute_id, bypassed=settings.auth_bypassed)

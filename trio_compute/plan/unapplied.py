@@ -7,8 +7,8 @@ from trio_compute.plan.audit import is_audit_shipped
 from trio_compute.settings import Settings
 
 _FIELDS = (
-    *("delta_operations", "remote_extensions", "pgbouncer_settings", "local_proxy_config", "logs_export_host"),
-    *("offload_lfc_interval_seconds", "drop_subscriptions_before_start", "autoprewarm"),
+    *("remote_extensions", "pgbouncer_settings", "local_proxy_config", "logs_export_host"),
+    *("offload_lfc_interval_seconds", "autoprewarm"),
 )
 
 

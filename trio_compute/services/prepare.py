@@ -9,6 +9,7 @@ from trio_compute.lifecycle.compute import Compute
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.plan.schedules import basebackup_delays, sync_safekeepers_delays
+from trio_compute.plan.subscriptions import subscriptions_pending
 from trio_compute.ports import Host
 from trio_compute.telemetry.logging import get_logger
 
@@ -45,7 +46,9 @@ async def _choose_lsn(compute: Compute, host: Host, parsed: ParsedSpec) -> Lsn:
 async def _begin_pgdata(compute: Compute, host: Host, parsed: ParsedSpec) -> None:
     with compute.spans.measure("pgdata.recreate"):
         await host.recreate_pgdata()
-        await host.write_postgresql_conf(parsed)
+        # The workers of subscriptions that a branch inherits must stand still until these are dropped.
+        pending = subscriptions_pending(parsed, dropped=None)
+        await host.write_postgresql_conf(parsed, drop_subscriptions=pending)
 
 
 async def sync_with_retries(compute: Compute, host: Host, parsed: ParsedSpec) -> Lsn:

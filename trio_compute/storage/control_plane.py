@@ -26,11 +26,11 @@ log = get_logger("config")
 async def obtain_config(settings: Settings) -> ComputeConfig:
     """Return the configuration from wherever the settings say; raise SpecError, or RemoteError after the retries."""
     if settings.config_path is not None:
-        return _located(str(settings.config_path), _read(settings.config_path))
+        return located_configuration(str(settings.config_path), _read(settings.config_path))
     if settings.spec_path is not None:
-        return _located(str(settings.spec_path), _read(settings.spec_path), bare=True)
+        return located_configuration(str(settings.spec_path), _read(settings.spec_path), bare=True)
     if settings.spec_json is not None:
-        return _located("--spec", settings.spec_json.encode(), bare=True)
+        return located_configuration("--spec", settings.spec_json.encode(), bare=True)
     assert settings.control_plane_uri is not None
     return await fetch_config(settings.control_plane_uri, settings.compute_id, settings.control_plane_token)
 
@@ -42,7 +42,8 @@ def _read(path: Path) -> bytes:
         raise SpecError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _located(source: str, data: bytes, *, bare: bool = False) -> ComputeConfig:
+def located_configuration(source: str, data: bytes, *, bare: bool = False) -> ComputeConfig:
+    """Return a configuration, with `bare` a spec without one too; raise SpecError that names the source."""
     try:
         if bare and "compute_ctl_config" not in decode(data, dict[str, msgspec.Raw]):
             return ComputeConfig(

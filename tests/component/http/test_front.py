@@ -74,14 +74,14 @@ async def test_an_answer_that_breaks_off_is_seen_to_be_broken(log_lines: LogLine
 async def test_a_body_that_stops_coming_is_408() -> None:
     """Nobody may hold a handler by sending half a body."""
     async with open_world() as world:
-        app = make_external_app(Context(world.compute, world.queue))
+        app = make_external_app(Context(world.compute, world.queue, world.host))
         app.config["BODY_TIMEOUT"] = 0.1
 
         async def load() -> Any:
             return app
 
         authorizer = Authorizer([], "x", bypassed=True)
-        routes = external_routes(Context(world.compute, world.queue))
+        routes = external_routes(Context(world.compute, world.queue, world.host))
         front = Front(routes, authorizer=authorizer, load=load)
         async with open_app(front) as served, connect(served.port) as client:
             headers = {**JSON, "content-length": "1000"}

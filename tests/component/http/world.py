@@ -15,6 +15,7 @@ import trio
 
 from tests.component.http.tokens import COMPUTE_ID, ED25519_JWK, bearer
 from tests.fakes import specs
+from tests.fakes.host import FakeHost
 from trio_compute.http.exchange import App
 from trio_compute.http.serve import serve_app
 from trio_compute.http.servers import HttpServers
@@ -68,10 +69,13 @@ def bring_to(compute: Compute, status: Status, **spec_changes: Any) -> None:
 class World:
     """Hold the servers of one compute and play the rest of the program."""
 
-    def __init__(self, compute: Compute, queue: ApplyQueue, servers: HttpServers, ports: tuple[int, int]) -> None:
+    def __init__(
+        self, compute: Compute, queue: ApplyQueue, servers: HttpServers, ports: tuple[int, int], host: FakeHost
+    ) -> None:
         self.compute = compute
         self.queue = queue
         self.servers = servers
+        self.host = host
         self.port, self.internal_port = ports
 
     @property
@@ -115,6 +119,7 @@ async def open_world(
     keys: Iterable[dict[str, Any]] = (ED25519_JWK,),
     drain_seconds: float = 1.0,
     spec_changes: dict[str, Any] | None = None,
+    host: FakeHost | None = None,
     **settings_changes: Any,
 ) -> AsyncIterator[World]:
     """Serve a compute that has a status; at the end both servers must drain within their limit."""
@@ -124,11 +129,12 @@ async def open_world(
     bring_to(compute, status, **(spec_changes or {}))
     config = specs.config(compute_ctl_config={"jwks": {"keys": [*keys]}})
     sockets = bind_sockets(settings)
-    servers = HttpServers(sockets, compute, queue, config)
+    host = host or FakeHost(settings, config)
+    servers = HttpServers(sockets, compute, queue, host, config)
     ports = (sockets.external_port, sockets.internal_port)
     async with trio.open_nursery() as nursery:
         await nursery.start(servers.serve)
-        yield World(compute, queue, servers, ports)
+        yield World(compute, queue, servers, ports, host)
         servers.drain()
         nursery.cancel_scope.deadline = trio.current_time() + drain_seconds + PATIENCE_SECONDS
     assert not nursery.cancel_scope.cancelled_caught, "the servers did not end"

@@ -128,7 +128,7 @@ def note_prepared_databases(wanted: Wanted, state: Snapshot, before: Snapshot) -
     for mark, names in names_by_mark.items():
         yield Operation(
             what=f"note that {len(names)} database(s) are prepared",
-            why="so that the next start need not connect to them",
+            why="the next start then need not connect to them",
             statement=_PREPARED.format(mark=literal(mark), names=", ".join(map(literal, names))),
             subject=Subject("object", "table neon.prepared_databases"),
         )

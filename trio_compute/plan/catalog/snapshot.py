@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from msgspec import Struct
 
 
@@ -77,8 +75,8 @@ class Snapshot(Struct, kw_only=True):
         )
 
 
-def fresh_snapshot(superuser: str, *, major: int, available_extensions: Iterable[str] = ()) -> Snapshot:
-    """Return what a new cluster holds, to plan without a server."""
+def fresh_snapshot(superuser: str, *, major: int, libraries: tuple[str, ...] = ()) -> Snapshot:
+    """Return what a new cluster holds, to plan without a server; each library is taken to bring its extension."""
     return Snapshot(
         major=major,
         system_database="postgres",
@@ -88,5 +86,6 @@ def fresh_snapshot(superuser: str, *, major: int, available_extensions: Iterable
             "template1": DatabaseFacts(superuser, template=True),
             "template0": DatabaseFacts(superuser, template=True, connectable=False),
         },
-        available_extensions=frozenset(available_extensions),
+        available_extensions=frozenset({"neon", *libraries}),
+        libraries=libraries,
     )
