@@ -13,7 +13,6 @@ import trio
 from trio_compute.commands.inspection import inspect_configuration
 from trio_compute.db.preview import Outlook, look_ahead
 from trio_compute.db.target import Target
-from trio_compute.embedded.binaries import DEFAULT_MAJOR, MAJORS
 from trio_compute.errors import ComputeError, HostError, SpecError, cause_chain
 from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.model.parsed import ParsedSpec, parse_spec
@@ -62,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--privileged-role-name", default="neon_superuser", help="default neon_superuser")
     add("--internal-http-port", type=int, default=DEFAULT_INTERNAL_PORT, help=f"default {DEFAULT_INTERNAL_PORT}")
     add("--lakebase-mode", action="store_true", help="plan as in lakebase mode")
-    add("--postgres", type=int, choices=MAJORS, default=DEFAULT_MAJOR, help="major version of the new cluster")
+    add("--postgres", type=int, choices=range(14, 19), default=17, help="major version of the new cluster")
     add("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -63,7 +63,7 @@ class TestEnd:
         from trio_compute.http.front import has_body
 
         async with open_world() as world:
-            quart = make_external_app(Context(world.compute, world.queue))
+            quart = make_external_app(Context(world.compute, world.queue, world.host))
 
             async def app(scope: Message, receive: Receive, send: Send) -> None:
                 assert not has_body(scope)
