@@ -13,6 +13,7 @@ from trio_compute import __version__
 from trio_compute.errors import ComputeError, UsageError, cause_chain
 from trio_compute.settings import LIBPQ_VARIABLES, Settings, settings_from
 from trio_compute.telemetry import logging as telemetry
+from trio_compute.telemetry.failpoints import failpoints
 from trio_compute.telemetry.redaction import redact
 
 EXIT_FAILED = 1
@@ -55,8 +56,8 @@ def run_compute(argv: Sequence[str], *, prog: str) -> int:
     except UsageError as error:
         _complain(f"{prog}: error: {error}\nTry '{prog} --help'.")
         return EXIT_USAGE
-    _prepare_process(settings)
     try:
+        _prepare_process(settings)
         return _run_bound(settings)
     except UsageError as error:
         log.error("cannot start", error=redact(str(error)))
@@ -72,6 +73,8 @@ def _prepare_process(settings: Settings) -> None:
     for name in LIBPQ_VARIABLES | {"FAILPOINTS"}:
         os.environ.pop(name, None)
     redact.learn(settings.secrets())
+    if settings.failpoints:
+        failpoints.configure_text(settings.failpoints)
     telemetry.set_level(settings.log_filter)
     telemetry.adopt_library_logs()
     log.info("starting", version=__version__, build_tag=settings.build_tag, compute_id=settings.compute_id)

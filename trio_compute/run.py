@@ -66,6 +66,7 @@ class Life:
         self.queue = ApplyQueue()
         self.postmaster: Postmaster | None = None
         self.neighbours_stopped = False
+        self.lease = LsnLease(self.compute, host.request_lsn_lease)
 
     @property
     def is_primary(self) -> bool:
@@ -138,8 +139,7 @@ async def _live_in_scope(life: Life, first: Job | None) -> None:
     compute = life.compute
     with compute.life:
         async with trio.open_nursery() as companions:
-            lease = LsnLease(compute, life.host.request_lsn_lease)
-            companions.start_soon(critical, compute, "lsn lease", lease.serve)
+            companions.start_soon(critical, compute, "lsn lease", life.lease.serve)
             if life.host.tls is not None:
                 companions.start_soon(critical, compute, "certificate", _renew_certificates, life)
             await live(life, first)

@@ -558,6 +558,24 @@ async def test_failed_migrations_are_told_and_leave_the_compute_running(stage: S
     assert "upgrade_neon_extension" in stage.host.calls
 
 
+async def test_a_quota_that_cannot_be_put_back_is_told_beside_the_first_error(
+    stage: Stage, autojump_clock: Any
+) -> None:
+    """04 F-12: both errors are reported, neither hides the other."""
+
+    async def script(stage: Stage) -> None:
+        await stage.compute.reach(Status.RUNNING)
+        await trio.sleep(1)  # on the fake clock: until the migrations are done with the override
+        stage.host.failures["apply_catalog"] = [PostgresError("role is gone")]
+        stage.host.failures["restore_quota"] = [HostError("disk is full")]
+        stage.compute.apply(ev.ApplyQueued())
+        outcome = await stage.servers.queue.submit(parsed(endpoint_id="ep-new")).outcome()
+        assert outcome == Rejected("role is gone; and the size quota is still lifted: disk is full")
+        await terminate(stage.compute, immediate=True)
+
+    await stage.play(script)
+
+
 async def test_settings_that_wait_for_a_restart_are_told(stage: Stage, autojump_clock: Any) -> None:
     """04 F-13, F-27: what Postgres itself says after the reload."""
     stage.host.reload_report = ReloadReport(("shared_buffers",), ("line 3: syntax error",))

@@ -25,10 +25,12 @@ from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.wanted import Wanted
 from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
+from trio_compute.telemetry.counters import CONFIGURE_STATEMENT_TIMEOUTS, counters
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.spans import Recorder
 
 PURPOSE = "apply_config"
+QUERY_CANCELED = "57014"
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 # A database may go, or close, between the look and the work: then there is nothing to do in it.
@@ -130,6 +132,8 @@ class _Execution:
                 failure = _failure(error, database, phase, operation, waited_for)
             finally:
                 self._watch.end(pid)
+            if failure.sqlstate == QUERY_CANCELED:
+                counters.increment(CONFIGURE_STATEMENT_TIMEOUTS)
             if failure.sqlstate in operation.tolerated:
                 log.warning("catalog", about=str(failure))
                 return

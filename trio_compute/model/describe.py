@@ -42,7 +42,9 @@ plane answers with a [ControlPlaneAnswer](#controlplaneanswer). A bare [ComputeS
 - Every shard has a pageserver, whose URL is of the preferred protocol.
 - A primary has safekeepers, each `host:port` and named once: `safekeeper_connstrings`, else setting `neon.safekeepers`.
 - Tenant and timeline are named by field or by setting.
-- The delta operations `rename_db` and `rename_role` have a `new_name`; every setting has a value.
+- Names have 1 to 63 bytes; passwords are SCRAM verifiers or md5 hashes; options of roles and databases are known ones.
+- The delta operations `rename_db` and `rename_role` have a `new_name`; none touches roles or databases of the system; a
+  role that is to be deleted is neither listed nor the owner of a listed database. Every setting has a value.
 
 ## Objects
 """

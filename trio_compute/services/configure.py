@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from trio_compute.errors import SpecError, cause_chain
+from trio_compute.errors import HostError, SpecError, cause_chain
 from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.ending import Ending, Urgency
@@ -177,12 +177,28 @@ def refuse_another_identity(current: ParsedSpec | None, wanted: ParsedSpec) -> N
 
 @asynccontextmanager
 async def _size_quota_lifted(host: Host, postmaster: Postmaster) -> AsyncIterator[None]:
-    """Lift the cluster size quota, and put it back in every way of leaving (04 F-11, F-12)."""
+    """Lift the cluster size quota, and put it back in every way of leaving (04 F-11, F-12).
+
+    If that fails after another failure, the error that is raised tells both.
+    """
     await host.write_override(OVERRIDE_TEXT)
     postmaster.reload()
     try:
         yield
-    finally:
-        with trio.move_on_after(UNDO_TIMEOUT_SECONDS, shield=True):
-            await host.write_override("")
-            postmaster.reload()
+    except Exception as error:
+        try:
+            await _restore_quota(host, postmaster)
+        except Exception as second:  # noqa: BLE001  (whatever it is, the first error must not be lost)
+            text = f"{cause_chain(error)}; and the size quota is still lifted: {cause_chain(second)}"
+            raise HostError(text) from error
+        raise
+    except BaseException:
+        await _restore_quota(host, postmaster)
+        raise
+    await _restore_quota(host, postmaster)
+
+
+async def _restore_quota(host: Host, postmaster: Postmaster) -> None:
+    with trio.move_on_after(UNDO_TIMEOUT_SECONDS, shield=True):
+        await host.write_override("")
+        postmaster.reload()
