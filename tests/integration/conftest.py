@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from conftest import MAJORS
+from tests.integration.bare_postgres import BarePostgres, bare_postgres
 from tests.integration.compute import Rig
 from trio_compute.embedded import binaries
 from trio_compute.embedded.services import open_services
@@ -38,6 +39,12 @@ def seeded_world(major: int) -> Iterator[Path]:
     World(directory, binaries.ensure(major), major, ordinary_run_as()).seed()
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server(major: int) -> Iterator[BarePostgres]:
+    """Run one bare Postgres of each major version; tests use names of their own."""
+    yield from bare_postgres(binaries.ensure(major), ordinary_run_as())
 
 
 @pytest.fixture
