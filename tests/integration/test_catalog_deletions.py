@@ -1,0 +1,150 @@
+"""Roles and databases that go, with all that hangs on them (contract 05 §8, K-19 … K-24)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.bare_postgres import PRIVILEGED, BarePostgres, apply, fresh, wanted
+from trio_compute.plan.catalog.failures import CatalogFailed
+
+pytestmark = pytest.mark.postgres
+
+
+def deletion(*roles: str) -> list[dict[str, str]]:
+    return [{"action": "delete_role", "name": role} for role in roles]
+
+
+def subscribe(server: BarePostgres, database: str, name: str) -> None:
+    """Make a subscription that is enabled and has a slot, whose publisher cannot be reached."""
+    server.do(
+        "CREATE SUBSCRIPTION {} CONNECTION 'host=127.0.0.1 port=1 dbname=x' PUBLICATION p "
+        "WITH (connect = false, slot_name = 'somewhere')",
+        name,
+        database=database,
+    )
+    server.do("ALTER SUBSCRIPTION {} ENABLE", name, database=database)
+
+
+async def test_what_a_role_owns_and_was_granted_goes_in_every_database(server: BarePostgres) -> None:
+    """K-20, K-21: also in databases that no spec lists; databases of the role change hands explicitly."""
+    leaver, keeper, listed, unlisted, owned = (
+        fresh(word) for word in ("leaver", "keeper", "listed", "unlisted", "own")
+    )
+    await apply(server, wanted([leaver, keeper], [(listed, keeper), (unlisted, keeper), (owned, leaver)]))
+    for database in (listed, unlisted, owned):
+        server.do("CREATE TABLE public.theirs (id int)", database=database)
+        server.do("ALTER TABLE public.theirs OWNER TO {}", leaver, database=database)
+        server.do("CREATE SCHEMA {} AUTHORIZATION {}", leaver, leaver, database=database)
+    state = wanted([keeper], [(listed, keeper)], deletion(leaver))
+    await apply(server, state)
+    assert not server.exists("role", leaver)
+    owner = "SELECT tableowner::text FROM pg_tables WHERE tablename = 'theirs'"
+    assert server.sql(owner, database=listed) == [(keeper,)]
+    assert server.sql(owner, database=unlisted) == [("cloud_admin",)]
+    query = "SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = %s"
+    assert server.sql(query, owned) == [("cloud_admin",)]
+    assert (await apply(server, state)).is_empty
+
+
+@pytest.mark.parametrize("leaver_name", ["leaver", "le'av\"er\\ $x$"])
+@pytest.mark.parametrize("grantor_is_privileged", [True, False])
+async def test_grants_by_others_are_revoked(
+    grantor_is_privileged: bool, leaver_name: str, server: BarePostgres
+) -> None:
+    """K-19: tables, columns, sequences, functions, schemas; one other table without any privilege is no obstacle."""
+    leaver, owner, name = fresh(leaver_name), fresh("owner"), fresh("granted")
+    await apply(server, wanted([leaver, owner], [(name, owner)]))
+    grantor = PRIVILEGED if grantor_is_privileged else owner
+    server.do("CREATE SCHEMA deep AUTHORIZATION {}", grantor, database=name)
+    with server.connect(name) as session:
+        session.execute(f'SET ROLE "{grantor}"')
+        session.execute("CREATE TABLE deep.t (a int, b int); CREATE SEQUENCE deep.s")
+        session.execute("CREATE FUNCTION deep.f(int) RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        quoted = '"' + leaver.replace('"', '""') + '"'
+        session.execute(f"GRANT SELECT ON deep.t TO {quoted} WITH GRANT OPTION; GRANT UPDATE (b) ON deep.t TO {quoted}")
+        session.execute(f"GRANT USAGE ON SCHEMA deep TO {quoted}; GRANT ALL ON deep.s TO {quoted}")
+        session.execute(f"GRANT ALL ON FUNCTION deep.f(int) TO {quoted}")
+        session.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA deep GRANT ALL ON TABLES TO {quoted}")
+        session.execute("RESET ROLE; CREATE TABLE public.foreign_to_all (id int)")
+    await apply(server, wanted([owner], [(name, owner)], deletion(leaver)))
+    assert not server.exists("role", leaver)
+    assert server.sql("SELECT count(*)::int FROM deep.t", database=name) == [(0,)]
+
+
+async def test_grants_by_a_grantee_with_the_grant_option_are_revoked_as_that_grantee(server: BarePostgres) -> None:
+    """K-19: only the grantor itself may revoke."""
+    leaver, middle, owner, name = fresh("leaver"), fresh("middle"), fresh("owner"), fresh("chain")
+    await apply(server, wanted([leaver, middle, owner], [(name, owner)]))
+    server.do("CREATE TABLE public.t (id int)", database=name)
+    server.do("ALTER TABLE public.t OWNER TO {}", owner, database=name)
+    server.do("GRANT SELECT ON public.t TO {} WITH GRANT OPTION", middle, database=name, user=owner)
+    server.do("GRANT SELECT ON public.t TO {}", leaver, database=name, user=middle)
+    await apply(server, wanted([middle, owner], [(name, owner)], deletion(leaver)))
+    assert not server.exists("role", leaver)
+    assert server.sql("SELECT has_table_privilege(%s, 'public.t', 'SELECT')", middle, database=name) == [(True,)]
+
+
+async def test_a_role_is_deleted_though_public_is_gone(server: BarePostgres) -> None:
+    """§15: `public` dropped."""
+    leaver, owner, name = fresh("leaver"), fresh("owner"), fresh("bare")
+    await apply(server, wanted([leaver, owner], [(name, owner)]))
+    server.do("CREATE SCHEMA other AUTHORIZATION {}", leaver, database=name)
+    server.sql("DROP SCHEMA public CASCADE", database=name)
+    await apply(server, wanted([owner], [(name, owner)], deletion(leaver)))
+    assert not server.exists("role", leaver)
+
+
+async def test_what_keeps_a_role_from_being_dropped_is_told(server: BarePostgres) -> None:
+    """K-20: on 2BP01 the databases and objects."""
+    leaver, closed = fresh("leaver"), fresh("closed")
+    await apply(server, wanted([leaver], [(closed, "cloud_admin")]))
+    server.do("CREATE TABLE t (id int)", database=closed)
+    server.do("ALTER TABLE t OWNER TO {}", leaver, database=closed)
+    server.do("ALTER DATABASE {} ALLOW_CONNECTIONS false", closed)
+    with pytest.raises(CatalogFailed) as raised:
+        await apply(server, wanted(delta=deletion(leaver)))
+    failure = raised.value.failures[0]
+    assert (failure.phase, failure.sqlstate, failure.object) == ("DropRoles", "2BP01", f"role {leaver}")
+    assert closed in (failure.detail or "")
+    server.do("ALTER DATABASE {} ALLOW_CONNECTIONS true", closed)
+    await apply(server, wanted(delta=deletion(leaver)))
+    assert not server.exists("role", leaver)
+
+
+async def test_a_database_with_an_active_subscription_is_deleted(server: BarePostgres) -> None:
+    """§15 test_dropdb_with_subscription, with a hostile name, beside one that never existed."""
+    name = fresh("sub'\"scr$x$ibed")
+    await apply(server, wanted(databases=[(name, "cloud_admin")]))
+    subscribe(server, name, "sub'\"s\\")
+    delta = [{"action": "delete_db", "name": name}, {"action": "delete_db", "name": fresh("never")}]
+    await apply(server, wanted(delta=delta))
+    assert not server.exists("database", name)
+
+
+async def test_inherited_subscriptions_go_everywhere_once_for_each_timeline(server: BarePostgres) -> None:
+    """§11, K-22, K-23: every connectable database; the timeline of the spec is what is noted."""
+    listed, unlisted = fresh("listed"), fresh("unlisted")
+    await apply(server, wanted(databases=[(listed, "cloud_admin"), (unlisted, "cloud_admin")]))
+    for name in (listed, unlisted):
+        subscribe(server, name, "inherited")
+    timeline = "b" * 31 + "1"
+    state = wanted(databases=[(listed, "cloud_admin")], drop_subscriptions_before_start=True, timeline_id=timeline)
+    await apply(server, state)
+    assert server.sql("SELECT count(*)::int FROM pg_subscription") == [(0,)]
+    assert server.sql("SELECT id, timeline_id FROM neon.drop_subscriptions_done") == [(1, timeline)]
+    subscribe(server, listed, "made_here")
+    await apply(server, state)
+    assert server.sql("SELECT subname::text FROM pg_subscription") == [("made_here",)]
+    child = "b" * 31 + "2"
+    await apply(server, wanted(drop_subscriptions_before_start=True, timeline_id=child))
+    assert server.sql("SELECT count(*)::int FROM pg_subscription") == [(0,)]
+    assert server.sql("SELECT id, timeline_id FROM neon.drop_subscriptions_done") == [(1, child)]
+
+
+async def test_a_listed_database_is_not_deleted(server: BarePostgres) -> None:
+    """K-37: a stale deletion cannot be told from an intended new one, so nothing is lost."""
+    name = fresh("kept")
+    await apply(server, wanted(databases=[(name, "cloud_admin")]))
+    server.sql("CREATE TABLE precious (id int)", database=name)
+    await apply(server, wanted(databases=[(name, "cloud_admin")], delta=[{"action": "delete_db", "name": name}]))
+    assert server.sql("SELECT count(*)::int FROM precious", database=name) == [(0,)]

@@ -1,0 +1,103 @@
+"""Migrations on real Postgres: each once, in order, resumed after a failure (contract 05 §14, K-30, K-31)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.bare_postgres import QUICK, BarePostgres, apply, wanted
+from trio_compute.db.migrations import run_migrations
+from trio_compute.errors import PostgresError
+from trio_compute.plan.migrations import MIGRATIONS
+from trio_compute.telemetry.counters import DB_MIGRATION_FAILED, counters
+from trio_compute.telemetry.failpoints import failpoints
+
+pytestmark = pytest.mark.postgres
+
+CURRENT = "SELECT id FROM neon_migration.migration_id WHERE key = 0"
+
+
+@pytest.fixture(autouse=True)
+def _clean(server: BarePostgres) -> Iterator[None]:
+    yield
+    failpoints.configure({"compute-migration": "off"})
+    server.sql("DROP SCHEMA IF EXISTS neon_migration CASCADE")
+
+
+async def migrate(server: BarePostgres, role: str) -> int:
+    return await run_migrations(server.url(), privileged_role=role, deadlines=QUICK)
+
+
+async def test_the_privileged_role_ends_as_the_contract_says(server: BarePostgres, major: int) -> None:
+    role = "migrated_admin"
+    await apply(server, wanted(privileged_role=role))
+    assert await migrate(server, role) == len(MIGRATIONS) == 12
+    assert server.sql(CURRENT) == [(12,)]
+    query = (
+        "SELECT rolsuper, rolinherit, rolcreaterole, rolcreatedb, rolcanlogin, rolreplication, rolbypassrls, "
+        "rolconnlimit FROM pg_roles WHERE rolname = %s"
+    )
+    assert server.sql(query, role) == [(False, True, True, True, False, True, True, -1)]
+    groups = {
+        name: admin
+        for name, admin in server.sql(
+            "SELECT g.rolname, m.admin_option FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid "
+            "JOIN pg_roles p ON p.oid = m.member WHERE p.rolname = %s",
+            role,
+        )
+    }
+    assert groups["pg_monitor"]
+    assert groups["pg_signal_backend"]
+    assert ("pg_create_subscription" in groups) == (major >= 16)
+    forbidden = {"pg_execute_server_program", "pg_read_server_files", "pg_write_server_files", "pg_checkpoint"}
+    assert not (forbidden | {"pg_use_reserved_connections"}) & groups.keys()
+    function = "SELECT has_function_privilege(%s, %s, 'EXECUTE')"
+    assert server.sql(function, role, "pg_show_replication_origin_status()") == [(True,)]
+    if major >= 16:
+        assert server.sql(function, role, "pg_log_standby_snapshot()") == [(True,)]
+    assert server.sql("SELECT has_schema_privilege('public', 'neon_migration', 'USAGE')") == [(False,)]
+
+
+async def test_members_inherit_and_others_do_not_bypass_row_security(server: BarePostgres) -> None:
+    role = "migrated_members"
+    await apply(server, wanted(["insider"], privileged_role=role))
+    server.sql("CREATE ROLE outsider BYPASSRLS; ALTER ROLE insider NOINHERIT")
+    await migrate(server, role)
+    query = "SELECT rolname::text, rolinherit, rolbypassrls FROM pg_roles WHERE rolname IN ('insider', 'outsider') ORDER BY 1"
+    assert server.sql(query) == [("insider", True, True), ("outsider", True, False)]
+    server.sql("DROP ROLE insider; DROP ROLE outsider")
+
+
+async def test_a_migration_that_fails_leaves_no_trace_and_is_the_first_of_the_next_start(server: BarePostgres) -> None:
+    """test_compute_migrations_retry: stop at each number, metric, resume."""
+    role = "migrated_in_steps"
+    await apply(server, wanted(privileged_role=role))
+    for number in range(1, len(MIGRATIONS) + 1):
+        failpoints.configure({"compute-migration": f"return({number})"})
+        failed = counters.value(DB_MIGRATION_FAILED, migration_id=str(number))
+        with pytest.raises(PostgresError, match=rf"migration {number} \({MIGRATIONS[number - 1].name}\) failed"):
+            await migrate(server, role)
+        assert server.sql(CURRENT) == [(number - 1,)]
+        assert counters.value(DB_MIGRATION_FAILED, migration_id=str(number)) == failed + 1
+    failpoints.configure({"compute-migration": "off"})
+    await migrate(server, role)
+    assert server.sql(CURRENT) == [(12,)]
+
+
+@pytest.mark.parametrize("recorded", [-1, 13])
+async def test_a_record_out_of_range_is_told_and_nothing_is_run(recorded: int, server: BarePostgres) -> None:
+    """K-30: that of a newer version, or a broken one."""
+    await apply(server, wanted())
+    await migrate(server, "neon_superuser")
+    server.sql("UPDATE neon_migration.migration_id SET id = %s", recorded)
+    with pytest.raises(PostgresError, match=f"migration {recorded} is recorded"):
+        await migrate(server, "neon_superuser")
+    assert server.sql(CURRENT) == [(recorded,)]
+
+
+async def test_what_is_skipped_is_logged(server: BarePostgres, capfd: pytest.CaptureFixture[str]) -> None:
+    """§14 log lines; K-31: skipped by data, not by text."""
+    await apply(server, wanted())
+    await migrate(server, "neon_superuser")
+    assert [number for number, migration in enumerate(MIGRATIONS, 1) if migration.skipped] == [5, 6, 7, 8, 9]

@@ -1,0 +1,221 @@
+"""What of the catalog part of a spec is refused, passed over, and how it is quoted (contract 05 §4, §5, §9, §16)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.specs import parsed, spec
+from trio_compute.errors import SpecError
+from trio_compute.model.spec import Database, GenericOption, Role
+from trio_compute.plan.catalog.concurrency import workers_at_start, workers_when_running
+from trio_compute.plan.catalog.options import creation_words, database_words, stored_password
+from trio_compute.plan.catalog.planner import plan_catalog
+from trio_compute.plan.catalog.quoting import dollar_quoted, identifier, literal
+from trio_compute.plan.catalog.snapshot import fresh_snapshot
+from trio_compute.plan.catalog.wanted import Wanted, wanted_of
+
+P = "neon_superuser"
+MD5 = "0f" * 16
+SCRAM = "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy"
+
+
+def of(roles: Any = (), databases: Any = (), delta: Any = None, **changes: Any) -> Wanted:
+    cluster = {"roles": list(roles), "databases": list(databases)}
+    return wanted_of(parsed(cluster=cluster, delta_operations=delta, **changes), privileged_role=P)
+
+
+def role(name: str = "r", password: str | None = None, *options: tuple[str, str | None, str]) -> dict[str, Any]:
+    listed = [{"name": option, "value": value, "vartype": kind} for option, value, kind in options]
+    return {"name": name, "encrypted_password": password, "options": listed}
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [("test", "'test'"), ("test'", "'test'''"), ("test\\'", "E'test\\\\'''"), ("", "''")],
+)
+def test_literals(text: str, quoted: str) -> None:
+    """§4 vectors."""
+    assert literal(text) == quoted
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted", "outer"),
+    [
+        ("name", "$x$name$x$", "xx"),
+        ("x", "$xx$x$xx$", "xxx"),
+        ("name$x$", "$xx$name$x$$xx$", "xxx"),
+        ("$xx$", "$xxx$$xx$$xxx$", "xxxx"),
+        ("name$$", "$x$name$$$x$", "xx"),
+    ],
+)
+def test_dollar_quotes(text: str, quoted: str, outer: str) -> None:
+    """§4 vectors."""
+    assert dollar_quoted(text) == (quoted, outer)
+
+
+def test_identifiers() -> None:
+    """§4 vector; not idempotent."""
+    assert identifier('"name";\\n select 1;') == '"""name"";\\n select 1;"'
+
+
+def test_options_are_rendered_by_kind() -> None:
+    """§5 vectors, K-04."""
+    options = [
+        GenericOption(name="LC_COLLATE", value="C", vartype="string"),
+        GenericOption(name="LC_CTYPE", value="C", vartype="string"),
+        GenericOption(name="TEMPLATE", value="template0", vartype="enum"),
+    ]
+    wanted = """LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0 OWNER "alexk\""""
+    assert database_words(Database(name="d", owner="alexk", options=options)) == wanted
+    md5 = "6b1d16b78004bbd51fa06af9eda75972"
+    assert creation_words(Role(name="r", encrypted_password=md5)) == f"LOGIN PASSWORD 'md5{md5}'"
+    twice = [GenericOption(name="login", vartype="bool"), GenericOption(name="NOCREATEDB", vartype="bool")]
+    words = creation_words(Role(name="r", options=[*twice, *twice]), ["CREATEDB", "INHERIT"], [P])
+    assert words == f'INHERIT IN ROLE "{P}" NOCREATEDB LOGIN PASSWORD NULL'
+    assert stored_password(Role(name="r", encrypted_password=SCRAM)) == SCRAM
+
+
+@pytest.mark.parametrize(
+    ("roles", "databases", "delta", "message"),
+    [
+        ([role("")], [], None, "must have 1 to 63 bytes"),
+        ([role("é" * 32)], [], None, "must have 1 to 63 bytes"),
+        ([], [{"name": "a\0", "owner": "o"}], None, "must have 1 to 63 bytes"),
+        ([role("r", "hush'; DROP")], [], None, "neither a SCRAM verifier nor an md5 hash"),
+        ([role("r", "md5" + MD5)], [], None, "neither a SCRAM verifier nor an md5 hash"),
+        ([role("r", "")], [], None, "neither a SCRAM verifier nor an md5 hash"),
+        ([role("r", None, ("SUPERB", None, "bool"))], [], None, "option 'SUPERB' is not known"),
+        ([role("r", None, ("CONNECTION LIMIT", "5; x", "integer"))], [], None, "needs a whole number"),
+        ([role("r", None, ("CREATEDB", "yes", "bool"))], [], None, "takes no value"),
+        ([role("r"), role("r", MD5)], [], None, "listed twice with different content"),
+        ([], [{"name": "d", "owner": "a"}, {"name": "d", "owner": "b"}], None, "listed twice with different content"),
+        ([], [], [{"action": "rename_role", "name": "a"}], "requires new_name"),
+        ([], [], [{"action": "delete_role", "name": "cloud_admin"}], "belongs to the system"),
+        ([], [], [{"action": "delete_role", "name": "pg_monitor"}], "belongs to the system"),
+        ([], [], [{"action": "rename_role", "name": "a", "new_name": "zenith_admin"}], "belongs to the system"),
+        ([], [], [{"action": "delete_db", "name": "template1"}], "belongs to the system"),
+        ([], [], [{"action": "delete_role", "name": P}], "may not touch the privileged role"),
+        ([role("a")], [], [{"action": "delete_role", "name": "a"}], "both wanted and to be deleted"),
+        ([], [{"name": "d", "owner": "a"}], [{"action": "delete_role", "name": "a"}], "to own database 'd'"),
+    ],
+)
+def test_a_spec_that_cannot_be_applied_is_refused_before_anything_is_done(
+    roles: Any, databases: Any, delta: Any, message: str
+) -> None:
+    """K-02, K-03, K-04, K-15, K-17, K-37."""
+    with pytest.raises(SpecError, match=message) as raised:
+        of(roles, databases, delta)
+    assert "hush" not in str(raised.value)
+
+
+def test_what_is_passed_over_is_told() -> None:
+    """K-02, K-15, K-17, K-37."""
+    cluster = {
+        "roles": [role("twice"), role("twice"), role("cloud_admin"), role("pg_monitor")],
+        "databases": [{"name": "kept", "owner": "o"}] * 2,
+    }
+    delta = [{"action": "delete_db", "name": "kept"}, {"action": "explode", "name": "x"}]
+    warnings = parsed(cluster=cluster, delta_operations=delta).warnings
+    assert warnings == (
+        "role 'twice' is listed more than once; the first one counts",
+        "database 'kept' is listed more than once; the first one counts",
+        "role 'cloud_admin' belongs to the system and stays as it is",
+        "role 'pg_monitor' belongs to the system and stays as it is",
+        "database 'kept' is to be deleted and listed as wanted; it stays",
+        "unknown delta operation 'explode' is ignored",
+    )
+
+
+@pytest.mark.parametrize(
+    ("connections", "workers"),
+    [(0, 1), (5, 4), (9, 8), (10, 9), (29, 9), (30, 9), (99, 32), (100, 32), (299, 98), (300, 99), (1000, 99)],
+)
+def test_workers_at_a_start_follow_max_connections(connections: int, workers: int) -> None:
+    """§9 vectors; K-09: never none; K-10: the maintenance session is one of them."""
+    option = {"name": "max_connections", "value": str(connections), "vartype": "integer"}
+    by_setting = {"roles": [], "databases": [], "settings": [option]}
+    by_text = {
+        "roles": [],
+        "databases": [],
+        "postgresql_conf": f"# x\\n max_connections = {connections}\n".replace("\\n", "\n"),
+    }
+    assert workers_at_start(spec(cluster=by_setting)) == workers
+    assert workers_at_start(spec(cluster=by_text)) == workers
+
+
+def test_workers_when_running_keep_within_the_reserved_connections() -> None:
+    """§9, K-09, K-10."""
+    assert workers_when_running(spec(reconfigure_concurrency=0)) == 1
+    assert workers_when_running(spec(reconfigure_concurrency=9)) == 3
+    option = {"name": "superuser_reserved_connections", "value": "6", "vartype": "integer"}
+    cluster = {"roles": [], "databases": [], "settings": [option]}
+    assert workers_when_running(spec(reconfigure_concurrency=9, cluster=cluster)) == 5
+    assert workers_at_start(spec()) == 9
+
+
+def test_phases_are_in_the_order_of_the_contract() -> None:
+    """§7, §8, §10."""
+    snapshot = fresh_snapshot("cloud_admin", major=17, libraries=("pg_stat_statements",))
+    state = of([role("a", MD5)], [{"name": "d", "owner": "a"}], drop_subscriptions_before_start=True)
+    plan, _ = plan_catalog(state, snapshot)
+    assert [phase.name for _, phase in plan.located()] == [
+        "CreatePrivilegedRole",
+        "CreateAndAlterRoles",
+        "CreateAndAlterDatabases",
+        "CreateSchemaNeon",
+        "ChangeSchemaPerms",
+        "HandleOtherExtensions",
+        "HandleNeonExtension",
+        "CreateAvailabilityCheck",
+        "FinalizeDropLogicalSubscriptions",
+        "NotePreparedDatabases",
+    ]
+
+
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
+FEW = st.sampled_from(["a", 'b"', "c'$x$", "é\n", "neon_superuser_x", "gone"])
+
+
+@given(
+    roles=st.lists(FEW | NAMES, max_size=4, unique=True),
+    databases=st.lists(st.tuples(FEW | NAMES, FEW), max_size=4, unique_by=lambda pair: pair[0]),
+    delta=st.lists(
+        st.fixed_dictionaries(
+            {
+                "action": st.sampled_from(["delete_db", "rename_db", "delete_role", "rename_role"]),
+                "name": FEW,
+                "new_name": FEW,
+            }
+        ),
+        max_size=4,
+    ),
+    before=st.lists(FEW, max_size=3, unique=True),
+    is_dropping=st.booleans(),
+)
+def test_planning_over_the_prediction_finds_nothing(
+    roles: list[str], databases: list[tuple[str, str]], delta: list[Any], before: list[str], is_dropping: bool
+) -> None:
+    """K-34: and no plan shows a password."""
+    first, _ = plan_catalog(of(map(role, before), [{"name": n, "owner": "o"} for n in before]), START)
+    assert not first.is_empty
+    _, snapshot = plan_catalog(of([role(n) for n in before], [{"name": n, "owner": "o"} for n in before]), START)
+    listed = [{"name": name, "owner": owner} for name, owner in databases]
+    try:
+        state = of([role(name, MD5) for name in roles], listed, delta, drop_subscriptions_before_start=is_dropping)
+    except SpecError:
+        return
+    plan, predicted = plan_catalog(state, snapshot)
+    for _, phase in plan.located():
+        for operation in phase.operations:
+            assert MD5 not in operation.shown + operation.what + operation.why
+    renames = {op["action"] for op in delta} & {"rename_db", "rename_role"}
+    # Renames that contradict the lists, or one another, have no fixed point; all else has.
+    if not renames:
+        assert plan_catalog(state, predicted)[0].is_empty
+
+
+START = fresh_snapshot("cloud_admin", major=17)
