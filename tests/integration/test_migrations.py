@@ -39,14 +39,11 @@ async def test_the_privileged_role_ends_as_the_contract_says(server: BarePostgre
         "rolconnlimit FROM pg_roles WHERE rolname = %s"
     )
     assert server.sql(query, role) == [(False, True, True, True, False, True, True, -1)]
-    groups = {
-        name: admin
-        for name, admin in server.sql(
-            "SELECT g.rolname, m.admin_option FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid "
-            "JOIN pg_roles p ON p.oid = m.member WHERE p.rolname = %s",
-            role,
-        )
-    }
+    memberships = (
+        "SELECT g.rolname, m.admin_option FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid "
+        "JOIN pg_roles p ON p.oid = m.member WHERE p.rolname = %s"
+    )
+    groups = dict(server.sql(memberships, role))
     assert groups["pg_monitor"]
     assert groups["pg_signal_backend"]
     assert ("pg_create_subscription" in groups) == (major >= 16)
@@ -64,8 +61,8 @@ async def test_members_inherit_and_others_do_not_bypass_row_security(server: Bar
     await apply(server, wanted(["insider"], privileged_role=role))
     server.sql("CREATE ROLE outsider BYPASSRLS; ALTER ROLE insider NOINHERIT")
     await migrate(server, role)
-    query = "SELECT rolname::text, rolinherit, rolbypassrls FROM pg_roles WHERE rolname IN ('insider', 'outsider') ORDER BY 1"
-    assert server.sql(query) == [("insider", True, True), ("outsider", True, False)]
+    query = "SELECT rolname::text, rolinherit, rolbypassrls FROM pg_roles WHERE rolname = ANY (%s) ORDER BY 1"
+    assert server.sql(query, ["insider", "outsider"]) == [("insider", True, True), ("outsider", True, False)]
     server.sql("DROP ROLE insider; DROP ROLE outsider")
 
 

@@ -52,7 +52,7 @@ def catalog_warnings(spec: ComputeSpec) -> tuple[str, ...]:
     deleted = {operation.name for operation in spec.delta_operations or () if operation.action == "delete_db"}
     kept = (database.name for database in databases if database.name in deleted)
     unknown = (operation.action for operation in spec.delta_operations or () if operation.action not in ACTIONS)
-    return (
+    told = (
         *(f"role {name!r} is listed more than once; the first one counts" for name in _repeated(roles)),
         *(f"database {name!r} is listed more than once; the first one counts" for name in _repeated(databases)),
         *(
@@ -63,6 +63,7 @@ def catalog_warnings(spec: ComputeSpec) -> tuple[str, ...]:
         *(f"database {name!r} is to be deleted and listed as wanted; it stays" for name in kept),
         *(f"unknown delta operation {action[:40]!r} is ignored" for action in unknown),
     )
+    return tuple(dict.fromkeys(told))
 
 
 def _name_problems(name: str, what: str, path: Path) -> Iterator[Problem]:

@@ -18,43 +18,45 @@ PREPARATION = 1
 GONE = frozenset({"3D000", "42704"})
 _PUBLIC_EXISTS = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = 'public'"
 
-# Each row revokes what one grantor gave one grantee on one object. Only the grantor may, so it acts as that role.
+# Each row revokes what one grantor gave one grantee on one object. Only the grantor may, so it acts as that role; and it
+# names the privileges, since for ALL Postgres would rather act for a group of that role which holds more of them.
 _FOREIGN_GRANTS = """\
-SELECT format('SET LOCAL ROLE %1$I; REVOKE ALL ON %2$s FROM %3$I CASCADE; SET LOCAL ROLE {superuser}',
-              grantor.rolname, given.target, grantee.rolname)
+SELECT format('SET LOCAL ROLE %1$I; REVOKE %2$s ON %3$s FROM %4$I CASCADE; SET LOCAL ROLE {superuser}',
+              grantor.rolname, string_agg(DISTINCT entry.privilege_type || given.columns, ', '), given.target,
+              grantee.rolname)
 FROM (
     SELECT format('%s %I.%I', CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, n.nspname, c.relname) AS target,
-           c.relacl AS acl
+           '' AS columns, c.relacl AS acl
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     UNION ALL
-    SELECT format('TABLE %I.%I', n.nspname, c.relname), a.attacl
+    SELECT format('TABLE %I.%I', n.nspname, c.relname), format(' (%I)', a.attname), a.attacl
     FROM pg_catalog.pg_attribute a
     JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE NOT a.attisdropped
     UNION ALL
-    SELECT format('ROUTINE %I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)),
+    SELECT format('ROUTINE %I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)), '',
            p.proacl
     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     UNION ALL
-    SELECT format('SCHEMA %I', nspname), nspacl FROM pg_catalog.pg_namespace
+    SELECT format('SCHEMA %I', nspname), '', nspacl FROM pg_catalog.pg_namespace
     UNION ALL
-    SELECT format('TYPE %I.%I', n.nspname, t.typname), t.typacl
+    SELECT format('TYPE %I.%I', n.nspname, t.typname), '', t.typacl
     FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
     UNION ALL
-    SELECT format('LANGUAGE %I', lanname), lanacl FROM pg_catalog.pg_language
+    SELECT format('LANGUAGE %I', lanname), '', lanacl FROM pg_catalog.pg_language
     UNION ALL
-    SELECT format('FOREIGN SERVER %I', srvname), srvacl FROM pg_catalog.pg_foreign_server
+    SELECT format('FOREIGN SERVER %I', srvname), '', srvacl FROM pg_catalog.pg_foreign_server
     UNION ALL
-    SELECT format('FOREIGN DATA WRAPPER %I', fdwname), fdwacl FROM pg_catalog.pg_foreign_data_wrapper
+    SELECT format('FOREIGN DATA WRAPPER %I', fdwname), '', fdwacl FROM pg_catalog.pg_foreign_data_wrapper
     UNION ALL
-    SELECT format('LARGE OBJECT %s', oid), lomacl FROM pg_catalog.pg_largeobject_metadata
+    SELECT format('LARGE OBJECT %s', oid), '', lomacl FROM pg_catalog.pg_largeobject_metadata
 ) AS given
 CROSS JOIN LATERAL pg_catalog.aclexplode(given.acl) AS entry
 JOIN pg_catalog.pg_roles grantor ON grantor.oid = entry.grantor
 JOIN pg_catalog.pg_roles grantee ON grantee.oid = entry.grantee
 WHERE grantee.rolname = {role} AND grantor.rolname <> {role} AND grantor.rolname <> {superuser_text}
-GROUP BY 1"""
+GROUP BY grantor.rolname, given.target, grantee.rolname"""
 
 _SUBSCRIPTIONS = """\
 SELECT format('ALTER SUBSCRIPTION %1$I DISABLE; ALTER SUBSCRIPTION %1$I SET (slot_name = NONE); '
