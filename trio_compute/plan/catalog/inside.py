@@ -18,7 +18,7 @@ PREPARATION = 1
 GONE = frozenset({"3D000", "42704"})
 _PUBLIC_EXISTS = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = 'public'"
 
-# Each row revokes what one grantor gave one grantee on one object. Only the grantor may, so it acts as that role; and it
+# Each row revokes what one grantor gave one grantee on one object. Only the grantor may, so it acts as that role; it
 # names the privileges, since for ALL Postgres would rather act for a group of that role which holds more of them.
 _FOREIGN_GRANTS = """\
 SELECT format('SET LOCAL ROLE %1$I; REVOKE %2$s ON %3$s FROM %4$I CASCADE; SET LOCAL ROLE {superuser}',
