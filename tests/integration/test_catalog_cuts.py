@@ -1,0 +1,68 @@
+"""An apply that ended anywhere is finished by the next one (contract 05 K-29, K-34; design §5)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.bare_postgres import QUICK, BarePostgres, apply, fresh, wanted
+from trio_compute.db.preview import look_ahead
+from trio_compute.plan.catalog.failures import CatalogFailed
+from trio_compute.settings import Deadlines
+
+pytestmark = pytest.mark.postgres
+
+
+async def test_an_apply_that_was_cut_after_any_operation_is_finished_by_the_next(server: BarePostgres) -> None:
+    cut = 0
+    while True:
+        owner, leaver, name, doomed = fresh("owner"), fresh("leaver"), fresh("cut"), fresh("doomed")
+        privileged = f"cut_admin_{'x' * cut}"
+        await apply(server, wanted([leaver], [(doomed, leaver)], privileged_role=privileged))
+        server.do("ALTER ROLE {} NOBYPASSRLS", privileged)
+        delta = [{"action": "delete_db", "name": doomed}, {"action": "delete_role", "name": leaver}]
+        state = wanted([owner], [(name, owner)], delta, privileged_role=privileged)
+        plan = (await look_ahead(server.url(), state, [], deadlines=QUICK)).plan
+        operations = [(database, each) for database, phase in plan.located() for each in phase.operations]
+        if cut > len(operations):
+            return
+        for database, operation in operations[:cut]:
+            place = database or "postgres"
+            holds = operation.only_if is None or server.sql(operation.only_if, database=place)
+            if holds and not operation.generates:
+                server.sql(operation.statement, database=place)
+        await apply(server, state)
+        assert (await apply(server, state)).is_empty
+        assert server.exists("database", name)
+        assert not server.exists("database", doomed)
+        assert not server.exists("role", leaver)
+        assert server.sql("SELECT has_database_privilege(%s, %s, 'CREATE')", privileged, name) == [(True,)]
+        default = "SELECT count(*)::int FROM pg_default_acl WHERE defaclacl::text LIKE '%%' || %s || '=%%'"
+        assert server.sql(default, privileged, database=name) == [(2,)]
+        cut += 1
+
+
+async def test_a_statement_that_takes_too_long_is_a_failure_that_says_so(server: BarePostgres) -> None:
+    """K-12: no statement runs for ever; here an event trigger of a user holds it up."""
+    owner, name = fresh("owner"), fresh("slow")
+    await apply(server, wanted([owner], [(name, owner)]))
+    server.sql(
+        "CREATE FUNCTION wait() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_catalog.pg_sleep(60); END';"
+        "CREATE EVENT TRIGGER wait ON ddl_command_start EXECUTE FUNCTION wait()",
+        database=name,
+    )
+    other = fresh("other")
+    with pytest.raises(CatalogFailed, match="57014") as raised:
+        await apply(server, wanted([owner, other], [(name, other)]), deadlines=Deadlines(catalog_statement=0.5))
+    assert raised.value.failures[0].database == name
+    server.do("DROP DATABASE {} WITH (FORCE)", name)
+
+
+async def test_a_database_with_a_replication_slot_is_deleted_unless_somebody_reads_from_it(
+    server: BarePostgres,
+) -> None:
+    name = fresh("slotted")
+    await apply(server, wanted(databases=[(name, "cloud_admin")]))
+    server.sql("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", name, database=name)
+    await apply(server, wanted(delta=[{"action": "delete_db", "name": name}]))
+    assert not server.exists("database", name)
+    assert server.sql("SELECT count(*)::int FROM pg_replication_slots") == [(0,)]
