@@ -223,12 +223,12 @@ async def test_a_crash_of_the_recovery_itself_loses_nothing(fleet: Fleet) -> Non
         await primary.kill()
     timeline, marker = fleet.world.timeline, fleet.world.timeline.wal.unsettled
     assert marker is not None
-    first = await trio.to_thread.run_sync(timeline.recover)
+    first = await timeline.settle()  # what was killed may still be streaming its last bytes
     assert first is not None
     assert timeline.wal.unsettled is None
     timeline.snapshots.path(first).unlink()
     timeline.wal.mark_unsettled(marker)
-    second = await trio.to_thread.run_sync(timeline.recover)
+    second = await timeline.settle()
     assert second is not None
     assert second >= first
     timeline.wal.mark_unsettled(marker)
