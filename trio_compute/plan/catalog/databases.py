@@ -59,6 +59,9 @@ def _drop(name: str, why: str) -> Operation:
 def _renaming(old: str, new: str, state: Snapshot, warnings: list[str]) -> Iterator[Operation]:
     if old in state.databases and new not in state.databases:
         state.databases[new] = state.databases.pop(old)
+        state.footholds = {
+            role: places - {old} | {new} if old in places else places for role, places in state.footholds.items()
+        }
         yield Operation(
             what=f"rename database {old} to {new}",
             why="delta operation rename_db",

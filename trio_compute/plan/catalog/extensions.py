@@ -123,7 +123,7 @@ def note_prepared_databases(wanted: Wanted, state: Snapshot, before: Snapshot) -
     names_by_mark: dict[str, list[str]] = {}
     for name, facts in state.databases.items():
         known = before.databases.get(name)
-        if facts.prepared is not None and (known is None or known.prepared != facts.prepared):
+        if facts.prepared is not None and (known is None or known.invalid or known.prepared != facts.prepared):
             names_by_mark.setdefault(preparation(name, wanted, state), []).append(name)
     for mark, names in names_by_mark.items():
         yield Operation(

@@ -28,8 +28,7 @@ def password_literal(role: Role) -> str:
 def creation_words(role: Role, attributes: Sequence[str] = (), groups: Sequence[str] = ()) -> str:
     """Return what follows the name in CREATE ROLE; the role's own options win over the attributes."""
     own = _rendered(role.options, ROLE_OPTIONS, left_out=_LOGIN)
-    mentioned = {name.removeprefix("NO") for name in own}
-    added = [word for word in attributes if word not in mentioned]
+    added = [word for word in attributes if word not in own]
     in_role = [*map(identifier, groups), *([own.pop("IN ROLE").removeprefix("IN ROLE ")] if "IN ROLE" in own else [])]
     membership = [f"IN ROLE {', '.join(in_role)}"] if in_role else []
     return " ".join([*added, *membership, *own.values(), "LOGIN PASSWORD", password_literal(role)])
@@ -55,7 +54,9 @@ def _rendered(
     for option in options or ():
         name = canonical(option.name)
         if name not in left_out:
-            words.setdefault(name, f"{name} {_value(option, allowed[name])}".strip())
+            # A flag and its negation would collide in Postgres as much as a repetition.
+            key = name.removeprefix("NO") if allowed[name] is Kind.NOTHING else name
+            words.setdefault(key, f"{name} {_value(option, allowed[name])}".strip())
     return words
 
 

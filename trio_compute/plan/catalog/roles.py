@@ -63,6 +63,8 @@ def rename_roles(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterat
             # Postgres clears an md5 password on this occasion, since the name is its salt.
             kept = None if (facts.password or "").startswith("md5") else facts.password
             state.roles[new] = structs.replace(facts, password=kept)
+            if old in state.footholds:
+                state.footholds[new] = state.footholds.pop(old)
             state.databases = {
                 name: structs.replace(database, owner=new) if database.owner == old else database
                 for name, database in state.databases.items()
