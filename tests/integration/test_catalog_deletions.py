@@ -6,6 +6,7 @@ import pytest
 
 from tests.integration.bare_postgres import PRIVILEGED, BarePostgres, apply, fresh, wanted
 from trio_compute.plan.catalog.failures import CatalogFailed
+from trio_compute.settings import Deadlines
 
 pytestmark = pytest.mark.postgres
 
@@ -148,3 +149,38 @@ async def test_a_listed_database_is_not_deleted(server: BarePostgres) -> None:
     server.sql("CREATE TABLE precious (id int)", database=name)
     await apply(server, wanted(databases=[(name, "cloud_admin")], delta=[{"action": "delete_db", "name": name}]))
     assert server.sql("SELECT count(*)::int FROM precious", database=name) == [(0,)]
+
+
+async def test_subscriptions_of_many_databases_go_side_by_side(server: BarePostgres) -> None:
+    """§11: five databases at once; the lock on the shared catalog makes them take turns."""
+    names = [fresh("branch") for _ in range(5)]
+    await apply(server, wanted(databases=[(name, "cloud_admin") for name in names]))
+    for name in names:
+        for number in range(3):
+            subscribe(server, name, f"inherited '{number}\"")
+    state = wanted(drop_subscriptions_before_start=True, timeline_id="c" * 32)
+    await apply(server, state, workers=5)
+    assert server.sql("SELECT count(*)::int FROM pg_subscription") == [(0,)]
+    assert (await apply(server, state)).is_empty
+
+
+async def test_a_timeline_is_noted_only_if_its_subscriptions_are_gone_everywhere(server: BarePostgres) -> None:
+    """K-22: a failure in one database leaves it to the next start."""
+    stuck, free = fresh("stuck"), fresh("free")
+    await apply(server, wanted(databases=[(stuck, "cloud_admin"), (free, "cloud_admin")]))
+    for name in (stuck, free):
+        subscribe(server, name, "inherited")
+    timeline = "d" * 32
+    state = wanted(drop_subscriptions_before_start=True, timeline_id=timeline)
+    with server.connect(stuck) as holder:
+        holder.execute("BEGIN; COMMENT ON SUBSCRIPTION inherited IS 'a user keeps it open'")
+        with pytest.raises(CatalogFailed) as raised:
+            await apply(server, state, workers=1, deadlines=Deadlines(catalog_lock=0.5))
+    assert {failure.database for failure in raised.value.failures} == {stuck}
+    noted = "SELECT timeline_id FROM neon.drop_subscriptions_done"
+    assert not server.sql("SELECT to_regclass('neon.drop_subscriptions_done')::text")[0][0] or (
+        server.sql(noted) != [(timeline,)]
+    )
+    await apply(server, state)
+    assert server.sql(noted) == [(timeline,)]
+    assert server.sql("SELECT count(*)::int FROM pg_subscription") == [(0,)]

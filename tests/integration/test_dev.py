@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.integration.dev_process import kill_tree
 from trio_compute.embedded import binaries
 
 pytestmark = pytest.mark.postgres
@@ -69,7 +69,7 @@ def test_a_failing_start_is_told_with_its_reason(public_tmp: Path) -> None:
     subprocess.run([*COMMAND, "--exit-when-ready", "--data", str(data)], check=True, capture_output=True, timeout=60)
     for snapshot in data.glob("timelines/*/*.tar.gz"):
         snapshot.write_bytes(snapshot.read_bytes()[:100_000])
-    environ = {**os.environ, "NEON_COMPUTE_TESTING_BASEBACKUP_RETRIES": "0"}
+    environ = {**os.environ, "PYTHONFAULTHANDLER": "1"}
     process = subprocess.Popen(
         [*COMMAND, "--exit-when-ready", "--data", str(data)], stderr=subprocess.PIPE, text=True, env=environ
     )
@@ -79,10 +79,19 @@ def test_a_failing_start_is_told_with_its_reason(public_tmp: Path) -> None:
         if "failed" in line:
             break
     process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    assert process.wait(timeout=30) in {0, 1}
-    assert time.monotonic() - began < 20
-    process.stderr.close()
+    try:
+        assert process.wait(timeout=20) in {0, 1}
+    except subprocess.TimeoutExpired:
+        # Who hangs, and where: once in CI this was not ended after 30 s, and nothing told why.
+        process.send_signal(signal.SIGABRT)
+        said = process.stderr.read()
+        log = (data / "compute.log").read_text(errors="replace")
+        pytest.fail(f"one Ctrl-C did not end it; it said:\n{said}\nits compute said:\n{log[-8000:]}")
+    finally:
+        if process.poll() is None:
+            kill_tree(process.pid)
+            process.wait()
+        process.stderr.close()
 
 
 def test_unknown_arguments_are_refused() -> None:

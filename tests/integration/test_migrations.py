@@ -91,10 +91,3 @@ async def test_a_record_out_of_range_is_told_and_nothing_is_run(recorded: int, s
     with pytest.raises(PostgresError, match=f"migration {recorded} is recorded"):
         await migrate(server, "neon_superuser")
     assert server.sql(CURRENT) == [(recorded,)]
-
-
-async def test_what_is_skipped_is_logged(server: BarePostgres, capfd: pytest.CaptureFixture[str]) -> None:
-    """§14 log lines; K-31: skipped by data, not by text."""
-    await apply(server, wanted())
-    await migrate(server, "neon_superuser")
-    assert [number for number, migration in enumerate(MIGRATIONS, 1) if migration.skipped] == [5, 6, 7, 8, 9]

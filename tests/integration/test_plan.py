@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import trio
 
 from tests.integration.compute import Rig
 from trio_compute.embedded.compute_child import ComputeChild
@@ -49,6 +50,14 @@ def files_of(pgdata: Path) -> dict[str, bytes]:
     return {name: (pgdata / name).read_bytes() for name in names if (pgdata / name).exists()}
 
 
+async def at_rest(child: ComputeChild) -> None:
+    """Wait until the start has changed all that it changes: its migrations run on behind the status `running`."""
+    await child.reach("running")
+    with trio.fail_after(30):
+        while not any(span.name == "migrations" and span.duration_seconds for span in await child.spans()):
+            await trio.sleep(0.02)
+
+
 async def dry_run(child: ComputeChild, rig: Rig, config: dict[str, Any], text: str = "true") -> httpx.Response:
     headers = {"authorization": f"Bearer {rig.world.api_token()}"}
     async with httpx.AsyncClient(trust_env=False, headers=headers, timeout=30) as client:
@@ -57,7 +66,7 @@ async def dry_run(child: ComputeChild, rig: Rig, config: dict[str, Any], text: s
 
 async def test_a_dry_run_tells_all_and_changes_nothing(rig: Rig, sql: Any) -> None:
     async with rig.compute(rig.config(skip_pg_catalog_updates=False)) as child:
-        await child.reach("running")
+        await at_rest(child)
         url = connstr(child.ports, "postgres")
         config = wanted(rig)
         before, files, spans = sql(url, STATE), files_of(rig.world.pgdata), len(await child.spans())
@@ -86,7 +95,7 @@ async def test_a_dry_run_tells_all_and_changes_nothing(rig: Rig, sql: Any) -> No
 
 async def test_the_command_shows_what_a_running_compute_would_do(rig: Rig, tmp_path: Path, sql: Any) -> None:
     async with rig.compute(rig.config(skip_pg_catalog_updates=False)) as child:
-        await child.reach("running")
+        await at_rest(child)
         url, file = connstr(child.ports, "postgres"), tmp_path / "wanted.json"
         file.write_bytes(msgspec.json.encode(wanted(rig)))
         before = sql(url, STATE)
@@ -102,7 +111,7 @@ async def test_the_command_shows_what_a_running_compute_would_do(rig: Rig, tmp_p
 
 async def test_what_cannot_be_planned_is_refused_as_configure_would(rig: Rig) -> None:
     async with rig.compute(rig.config(skip_pg_catalog_updates=False)) as child:
-        await child.reach("running")
+        await at_rest(child)
         assert (await dry_run(child, rig, wanted(rig, tenant_id="0" * 32))).status_code == 400
         assert (await dry_run(child, rig, wanted(rig), text="perhaps")).status_code == 400
         bad = wanted(rig)

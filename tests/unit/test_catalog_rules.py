@@ -20,7 +20,7 @@ from trio_compute.plan.catalog.wanted import Wanted, wanted_of
 
 P = "neon_superuser"
 MD5 = "0f" * 16
-SCRAM = "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy"
+SCRAM = f"SCRAM-SHA-256$4096:c2FsdA==${'A' * 43}=:{'B' * 43}="
 
 
 def of(roles: Any = (), databases: Any = (), delta: Any = None, **changes: Any) -> Wanted:
@@ -87,6 +87,9 @@ def test_options_are_rendered_by_kind() -> None:
         ([], [{"name": "a\0", "owner": "o"}], None, "must have 1 to 63 bytes"),
         ([role("r", "hush'; DROP")], [], None, "neither a SCRAM verifier nor an md5 hash"),
         ([role("r", "md5" + MD5)], [], None, "neither a SCRAM verifier nor an md5 hash"),
+        ([role("r", SCRAM.replace("A", "", 4))], [], None, "neither a SCRAM verifier nor an md5 hash"),
+        ([role("r", SCRAM.replace("c2FsdA==", "c2FsdA="))], [], None, "neither a SCRAM verifier nor an md5 hash"),
+        ([role("r", SCRAM.replace("4096", "0"))], [], None, "neither a SCRAM verifier nor an md5 hash"),
         ([role("r", "")], [], None, "neither a SCRAM verifier nor an md5 hash"),
         ([role("r", None, ("SUPERB", None, "bool"))], [], None, "option 'SUPERB' is not known"),
         ([role("r", None, ("CONNECTION LIMIT", "5; x", "integer"))], [], None, "needs a whole number"),

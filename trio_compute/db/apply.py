@@ -31,6 +31,7 @@ from trio_compute.telemetry.spans import Recorder
 
 PURPOSE = "apply_config"
 QUERY_CANCELED = "57014"
+_TIMED_OUT = frozenset({QUERY_CANCELED, "55P03"})
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 # A database may go, or close, between the look and the work: then there is nothing to do in it.
@@ -116,7 +117,9 @@ class _Execution:
             if refused.sqlstate in _DATABASE_GONE:
                 log.warning("catalog", about=f"nothing is done inside database {work.database!r}: {refused}")
             else:
-                failures.append(_unreachable(work, refused))
+                failures.append(_unreachable(work, refused, refused.sqlstate))
+        except PostgresError as error:
+            failures.append(_unreachable(work, error, None))
 
     async def _execute(self, connection: Connection, database: str, phase: Phase, operation: Operation) -> None:
         """Run one operation, again for a while where that can help; raise CatalogFailed without its statement."""
@@ -164,6 +167,7 @@ def _failure(
     error: psycopg.Error, database: str, phase: Phase, operation: Operation, waited_for: str | None
 ) -> Failure:
     detail = error.diag.message_detail
+    timed_out = error.sqlstate in _TIMED_OUT
     return Failure(
         phase=phase.name,
         database=database,
@@ -171,16 +175,16 @@ def _failure(
         operation=operation.what,
         sqlstate=error.sqlstate,
         message=failure_text(error),
-        detail=f"it waited for {waited_for}" if waited_for else None if detail is None else brief(detail),
+        detail=f"it waited for {waited_for}" if waited_for and timed_out else None if detail is None else brief(detail),
     )
 
 
-def _unreachable(work: DatabaseWork, refused: ConnectRefused) -> Failure:
+def _unreachable(work: DatabaseWork, error: PostgresError, sqlstate: str | None) -> Failure:
     return Failure(
         phase=work.phases[0].name,
         database=work.database,
         object=f"database {work.database}",
         operation=f"connect to database {work.database}",
-        sqlstate=refused.sqlstate,
-        message=brief(refused),
+        sqlstate=sqlstate,
+        message=brief(error),
     )

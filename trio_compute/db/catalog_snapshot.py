@@ -68,8 +68,10 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
             connection, _DATABASES, wanted.privileged_role
         )
     }
-    deleted = wanted.subjects("delete_role")
-    footholds = await _rows(connection, _FOOTHOLDS, deleted) if deleted else []
+    # A role that is renamed first and deleted then has its footholds under the old name yet.
+    leaving = wanted.subjects("delete_role")
+    leaving += wanted.subjects("rename_role") if leaving else []
+    footholds = await _rows(connection, _FOOTHOLDS, leaving) if leaving else []
     return Snapshot(
         major=major,
         system_database=database,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -14,7 +14,7 @@ from trio_compute.db.refusal import refusal
 from trio_compute.db.target import Target
 from trio_compute.errors import PostgresError
 from trio_compute.model.catalog_rules import FORMER_SUPERUSER, SUPERUSER
-from trio_compute.plan.catalog.quoting import identifier
+from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
@@ -67,7 +67,10 @@ async def open_maintenance(target: Target, deadlines: Deadlines) -> AsyncIterato
     connection = await _connect(target, deadlines)
     try:
         connection.prepare_threshold = None
-        await connection.execute("SET neon.forward_ddl = false")
+        try:
+            await connection.execute("SET neon.forward_ddl = false")
+        except psycopg.Error as error:
+            raise ConnectRefused(failure_text(error), error.sqlstate) from None
         yield connection
     finally:
         await connection.close()
@@ -102,16 +105,27 @@ async def _make_superuser(target: Target, deadlines: Deadlines, first: ConnectFa
         async with open_connection(old, connect_timeout_seconds=deadlines.catalog_connect) as connection:
             await connection.execute("SET neon.forward_ddl = false")
             async with connection.transaction():
-                query = "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = %s"
+                query = "SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = %s"
                 known = await (await connection.execute(query, (SUPERUSER,))).fetchone()
                 word = "ALTER" if known else "CREATE"
-                await connection.execute(f"{word} ROLE {name} SUPERUSER LOGIN".encode())
+                has_password = known is not None and known[0]
+                is_ours = target.user == SUPERUSER and not has_password
+                password = _password_words(connection, target.password) if is_ours else ""
+                await connection.execute(f"{word} ROLE {name} SUPERUSER LOGIN{password}".encode())
                 await connection.execute(f"GRANT {identifier(FORMER_SUPERUSER)} TO {name}".encode())
     except (PostgresError, psycopg.Error) as second:
         raise PostgresError(
             f"neither {SUPERUSER} nor {FORMER_SUPERUSER} can log in: {brief(first)}; {brief(second)}"
         ) from None
     log.info("superuser made", name=SUPERUSER)
+
+
+def _password_words(connection: Connection, password: str) -> str:
+    """Return the clause for the password that we were given, which no log of the server can then show."""
+    if not password:
+        return ""
+    verifier = connection.pgconn.encrypt_password(password.encode(), SUPERUSER.encode(), b"scram-sha-256")
+    return f" PASSWORD {literal(verifier.decode())}"
 
 
 @asynccontextmanager
@@ -121,12 +135,14 @@ async def exclusive(connection: Connection) -> AsyncIterator[None]:
         await connection.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (ADVISORY_LOCK,))
     except psycopg.errors.LockNotAvailable:
         raise PostgresError("another maintenance session holds the lock of the catalog (SQLSTATE 55P03)") from None
+    except psycopg.Error as error:
+        raise PostgresError(f"cannot get the lock of the catalog: {failure_text(error)}") from None
     try:
         yield
     finally:
         # Closing the session frees the lock too; a broken one cannot say so any more.
         if not connection.closed and not connection.broken:
-            with trio.CancelScope(shield=True), trio.move_on_after(1):
+            with suppress(psycopg.Error), trio.CancelScope(shield=True), trio.move_on_after(1):
                 await connection.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
 
 

@@ -41,19 +41,22 @@ def _startup(target: Target) -> bytes:
 
 
 async def _first_answer(stream: trio.SocketStream) -> str | None:
-    data = b""
+    kind, body, rest = await _message(stream, b"")
+    if kind == b"R":
+        if struct.unpack("!i", body[:4])[0] != 0:
+            return PASSWORD_WANTED
+        kind, body, _ = await _message(stream, rest)
+    if kind != b"E":
+        return None
+    return next((field[1:].decode(errors="replace") for field in body.split(b"\0") if field[:1] == b"C"), None)
+
+
+async def _message(stream: trio.SocketStream, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the type and the body of the next message, and what follows it; all are empty at the end."""
     while len(data) < 5 or len(data) < 1 + struct.unpack("!i", data[1:5])[0]:
         received = await stream.receive_some(4096)
         data += received
         if not received or len(data) > LONGEST_ANSWER:
-            return None
-    if data[:1] == b"R":
-        return PASSWORD_WANTED if struct.unpack("!i", data[5:9])[0] != 0 else _error_state(data[9:])
-    return _error_state(data)
-
-
-def _error_state(data: bytes) -> str | None:
-    if data[:1] != b"E":
-        return None
-    fields = data[5 : 1 + struct.unpack("!i", data[1:5])[0]].split(b"\0")
-    return next((field[1:].decode(errors="replace") for field in fields if field[:1] == b"C"), None)
+            return b"", b"", b""
+    end = 1 + int(struct.unpack("!i", data[1:5])[0])
+    return data[:1], data[5:end], data[end:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import trio
 
 from trio_compute.db.connection import TrioConnection
@@ -59,5 +60,5 @@ class LockWatch:
             async with await TrioConnection.connect(target) as connection:
                 cursor = await connection.execute(_BLOCKERS.encode(), (pid,))
                 return brief("; ".join(str(row[0]) for row in await cursor.fetchall()))
-        except (PostgresError, OSError) as error:
+        except (PostgresError, psycopg.Error, OSError) as error:
             return f"an unknown lock ({brief(error)})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trio_compute.model.spec import ComputeAudit
-from trio_compute.plan.catalog.inside import preparation
 from trio_compute.plan.catalog.operations import Operation, Subject
 from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.plan.catalog.snapshot import ExtensionFacts, Snapshot
@@ -27,6 +26,7 @@ INSERT INTO neon.drop_subscriptions_done (id, timeline_id) VALUES (1, {timeline}
 ON CONFLICT (id) DO UPDATE SET timeline_id = EXCLUDED.timeline_id"""
 _PREPARED = """\
 CREATE TABLE IF NOT EXISTS neon.prepared_databases (database oid PRIMARY KEY, mark text NOT NULL);
+DELETE FROM neon.prepared_databases WHERE database NOT IN (SELECT oid FROM pg_catalog.pg_database);
 INSERT INTO neon.prepared_databases (database, mark)
 SELECT d.oid, {mark} FROM pg_catalog.pg_database d WHERE d.datname IN ({names})
 ON CONFLICT (database) DO UPDATE SET mark = EXCLUDED.mark"""
@@ -118,13 +118,13 @@ def finalize_drop_subscriptions(wanted: Wanted, state: Snapshot) -> Iterator[Ope
         )
 
 
-def note_prepared_databases(wanted: Wanted, state: Snapshot, before: Snapshot) -> Iterator[Operation]:
+def note_prepared_databases(_wanted: Wanted, state: Snapshot, before: Snapshot) -> Iterator[Operation]:
     """Plan the note of which databases need no more work inside (K-32)."""
     names_by_mark: dict[str, list[str]] = {}
     for name, facts in state.databases.items():
         known = before.databases.get(name)
         if facts.prepared is not None and (known is None or known.invalid or known.prepared != facts.prepared):
-            names_by_mark.setdefault(preparation(name, wanted, state), []).append(name)
+            names_by_mark.setdefault(facts.prepared, []).append(name)
     for mark, names in names_by_mark.items():
         yield Operation(
             what=f"note that {len(names)} database(s) are prepared",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from msgspec import structs
 
 from trio_compute.model.catalog_rules import FORMER_SUPERUSER, SUPERUSER
+from trio_compute.plan.catalog.foreign_grants import foreign_grants
 from trio_compute.plan.catalog.operations import Operation, Phase, Subject
 from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.plan.catalog.snapshot import DatabaseFacts, Snapshot
@@ -17,46 +18,6 @@ from trio_compute.plan.catalog.wanted import Wanted
 PREPARATION = 1
 GONE = frozenset({"3D000", "42704"})
 _PUBLIC_EXISTS = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = 'public'"
-
-# Each row revokes what one grantor gave one grantee on one object. Only the grantor may, so it acts as that role; it
-# names the privileges, since for ALL Postgres would rather act for a group of that role which holds more of them.
-_FOREIGN_GRANTS = """\
-SELECT format('SET LOCAL ROLE %1$I; REVOKE %2$s ON %3$s FROM %4$I CASCADE; SET LOCAL ROLE {superuser}',
-              grantor.rolname, string_agg(DISTINCT entry.privilege_type || given.columns, ', '), given.target,
-              grantee.rolname)
-FROM (
-    SELECT format('%s %I.%I', CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, n.nspname, c.relname) AS target,
-           '' AS columns, c.relacl AS acl
-    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    UNION ALL
-    SELECT format('TABLE %I.%I', n.nspname, c.relname), format(' (%I)', a.attname), a.attacl
-    FROM pg_catalog.pg_attribute a
-    JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
-    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE NOT a.attisdropped
-    UNION ALL
-    SELECT format('ROUTINE %I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)), '',
-           p.proacl
-    FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-    UNION ALL
-    SELECT format('SCHEMA %I', nspname), '', nspacl FROM pg_catalog.pg_namespace
-    UNION ALL
-    SELECT format('TYPE %I.%I', n.nspname, t.typname), '', t.typacl
-    FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
-    UNION ALL
-    SELECT format('LANGUAGE %I', lanname), '', lanacl FROM pg_catalog.pg_language
-    UNION ALL
-    SELECT format('FOREIGN SERVER %I', srvname), '', srvacl FROM pg_catalog.pg_foreign_server
-    UNION ALL
-    SELECT format('FOREIGN DATA WRAPPER %I', fdwname), '', fdwacl FROM pg_catalog.pg_foreign_data_wrapper
-    UNION ALL
-    SELECT format('LARGE OBJECT %s', oid), '', lomacl FROM pg_catalog.pg_largeobject_metadata
-) AS given
-CROSS JOIN LATERAL pg_catalog.aclexplode(given.acl) AS entry
-JOIN pg_catalog.pg_roles grantor ON grantor.oid = entry.grantor
-JOIN pg_catalog.pg_roles grantee ON grantee.oid = entry.grantee
-WHERE grantee.rolname = {role} AND grantor.rolname <> {role} AND grantor.rolname <> {superuser_text}
-GROUP BY grantor.rolname, given.target, grantee.rolname"""
 
 _SUBSCRIPTIONS = """\
 SELECT format('ALTER SUBSCRIPTION %1$I DISABLE; ALTER SUBSCRIPTION %1$I SET (slot_name = NONE); '
@@ -88,20 +49,23 @@ def drop_subscriptions(name: str, state: Snapshot, why: str) -> Phase | None:
     return Phase("DropLogicalSubscriptions", (operation,))
 
 
-def delete_role_references(name: str, wanted: Wanted, state: Snapshot) -> Phase | None:
+def role_references(name: str, wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
     """Plan that nothing in a database belongs to a role that goes, nor is granted to it (K-19, K-20)."""
     new_owner = SUPERUSER if name == state.system_database else wanted.owner_of(name) or SUPERUSER
-    operations: list[Operation] = []
     for role in wanted.subjects("delete_role"):
         if name in state.footholds.get(role, ()):
             state.footholds[role] -= {name}
-            operations += _reference_operations(role, new_owner)
-    return Phase("DeleteDBRoleReferences", tuple(operations)) if operations else None
+            yield from _reference_operations(role, new_owner, foreign_grants(role, state, name))
 
 
-def _reference_operations(role: str, new_owner: str) -> Iterator[Operation]:
+def delete_role_references(name: str, wanted: Wanted, state: Snapshot) -> Phase | None:
+    """Plan the phase of the same name."""
+    operations = tuple(role_references(name, wanted, state))
+    return Phase("DeleteDBRoleReferences", operations) if operations else None
+
+
+def _reference_operations(role: str, new_owner: str, grants: str) -> Iterator[Operation]:
     subject, why = Subject("role", role), "delta operation delete_role"
-    names = {"role": literal(role), "superuser": identifier(SUPERUSER), "superuser_text": literal(SUPERUSER)}
     yield Operation(
         what=f"give what role {role} owns to {new_owner}",
         why=why,
@@ -111,7 +75,7 @@ def _reference_operations(role: str, new_owner: str) -> Iterator[Operation]:
     yield Operation(
         what=f"revoke privileges that others gave role {role}",
         why=why,
-        statement=_FOREIGN_GRANTS.format(**names),
+        statement=grants,
         subject=subject,
         generates=True,
     )
@@ -125,9 +89,13 @@ def _reference_operations(role: str, new_owner: str) -> Iterator[Operation]:
 
 def preparation(name: str, wanted: Wanted, state: Snapshot) -> str:
     """Return a mark of what a database is prepared for; an equal mark means that there is nothing to do (K-32)."""
-    grants_create = state.major >= 15 and "web_access" in state.roles
-    parts = (PREPARATION, state.major, wanted.owner_of(name), wanted.privileged_role, grants_create)
+    parts = (PREPARATION, state.major, wanted.owner_of(name), wanted.privileged_role, _lets_create(wanted, state))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _lets_create(wanted: Wanted, state: Snapshot) -> bool:
+    """Tell whether there is a role web_access, and still will be after this apply."""
+    return state.major >= 15 and "web_access" in state.roles and "web_access" not in wanted.subjects("delete_role")
 
 
 def change_schema_permissions(name: str, wanted: Wanted, state: Snapshot) -> Phase | None:
@@ -146,7 +114,7 @@ def change_schema_permissions(name: str, wanted: Wanted, state: Snapshot) -> Pha
             only_if=f"{_PUBLIC_EXISTS} AND pg_catalog.pg_get_userbyid(nspowner) IN ({former})",
         )
     ]
-    if state.major >= 15 and "web_access" in state.roles:
+    if _lets_create(wanted, state):
         operations.append(_on_public(name, "GRANT CREATE ON SCHEMA public TO web_access", "let web_access create"))
     operations += [
         _on_public(

@@ -12,7 +12,7 @@ from trio_compute.plan.catalog.wanted import Wanted
 
 def plan_catalog(wanted: Wanted, snapshot: Snapshot) -> tuple[Plan, Snapshot]:
     """Return what must be done, and what will exist afterwards; planning again over the latter finds nothing."""
-    state, warnings = snapshot.copy(), list[str]()
+    state, warnings = snapshot.copy(), list(wanted.warnings)
     clean_up = _clean_up(wanted, state)
     before = _phases(
         {
@@ -26,6 +26,8 @@ def plan_catalog(wanted: Wanted, snapshot: Snapshot) -> tuple[Plan, Snapshot]:
             "CreateAndAlterDatabases": databases.create_and_alter_databases(wanted, state),
             "TakeDatabasesFromDeletedRoles": databases.take_from_deleted_roles(wanted, state),
             "CreateSchemaNeon": extensions.create_schema_neon(wanted, state),
+            # First and alone: what a role has of shared objects would else be taken from several databases at once.
+            "DeleteDBRoleReferences": inside.role_references(state.system_database, wanted, state),
         }
     )
     inner = [work for name in _visited(wanted, state) if (work := _inside(name, wanted, state, warnings)).phases]
@@ -58,7 +60,8 @@ def _phases(planned: dict[str, Iterable[Operation]]) -> tuple[Phase, ...]:
 
 def _clean_up(wanted: Wanted, state: Snapshot) -> tuple[DatabaseWork, ...]:
     """Plan the end of subscriptions in databases that will be dropped, which could not be dropped with them."""
-    deleted = [name for name in wanted.subjects("delete_db") if wanted.owner_of(name) is None]
+    kept = {state.system_database, *(database.name for database in wanted.databases)}
+    deleted = [name for name in wanted.subjects("delete_db") if name not in kept]
     found = ((name, inside.drop_subscriptions(name, state, "the database is to be dropped")) for name in deleted)
     return tuple(DatabaseWork(name, (phase,)) for name, phase in found if phase is not None)
 

@@ -23,6 +23,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     audit: ComputeAudit = ComputeAudit.DISABLED
     lakebase: bool = False
     reader_statement_timeout: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def subjects(self, action: str) -> list[str]:
         """Return the names that delta operations of one kind are about, in order, each once."""
@@ -46,6 +47,8 @@ def wanted_of(parsed: ParsedSpec, *, privileged_role: str, lakebase: bool = Fals
             roles.setdefault(role.name, role)
     for database in spec.cluster.databases:
         databases.setdefault(database.name, database)
+    is_listed = any(role.name == privileged_role for role in spec.cluster.roles)
+    told = f"role {privileged_role!r} is the privileged role and stays as it is"
     jwks = spec.local_proxy_config.jwks if spec.local_proxy_config is not None else None
     return Wanted(
         privileged_role=privileged_role,
@@ -58,4 +61,5 @@ def wanted_of(parsed: ParsedSpec, *, privileged_role: str, lakebase: bool = Fals
         audit=spec.audit_log_level,
         lakebase=lakebase,
         reader_statement_timeout=spec.cluster.setting("databricks.reader_statement_timeout") or None,
+        warnings=(told,) if is_listed else (),
     )
