@@ -145,7 +145,7 @@ SECRETS = {
     "storage_auth_token": "storage-s3cret-1",
     "endpoint_storage_token": "endpoint-s3cret-2",
     "setting": "setting-s3cret-3",
-    "scram": "SCRAM-SHA-256$4096:c2FsdHM=$c3M0:czNjcmV0NA==",
+    "scram": "SCRAM-SHA-256$4096:c2FsdHM=$c3Mz" + "A" * 39 + "=:czNj" + "B" * 39 + "=",
     "md5": "0f343b0931126a20f133d67c2b018a3b",
     "url": "url-s3cret-5",
 }

@@ -43,6 +43,8 @@ def run_dev(argv: Sequence[str]) -> int:
     if argv[:1] == ["branch"]:
         return run_branch(argv[1:], progress)
     options = _parser().parse_args(list(argv))
+    # Who was started in the background of a script has this signal ignored, and would miss it while it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return trio.run(_dev, options, progress, restrict_keyboard_interrupt_to_checkpoints=True)
     except* ComputeError as failures:
