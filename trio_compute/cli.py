@@ -106,7 +106,7 @@ def _run_bound(settings: Settings) -> int:
             lambda: run(
                 settings,
                 host,
-                lambda compute, queue, config: HttpServers(sockets, compute, queue, host, config),
+                lambda life, config: HttpServers(sockets, life, config),
                 spans=spans,
             ),
             restrict_keyboard_interrupt_to_checkpoints=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -254,6 +255,12 @@ class Host:
         target = maintenance_target(self.settings.connstr, "post_apply_config", deadlines)
         async with open_maintenance(target, deadlines) as connection:
             await upgrade_neon_extension(connection)
+
+    def open_session_count(self) -> AbstractAsyncContextManager[Callable[[], Awaitable[int]]]:
+        """Open a session that counts the active ones."""
+        from trio_compute.db.sessions import open_session_count
+
+        return open_session_count(self.settings.connstr, self.settings.deadlines)
 
     def stop_neighbours(self) -> None:
         """Stop pgbouncer and local_proxy."""

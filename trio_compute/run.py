@@ -15,17 +15,17 @@ from trio_compute.errors import ComputeError, cause_chain
 from trio_compute.host.reaper import reap_orphans
 from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.compute import Compute
-from trio_compute.lifecycle.ending import Ending, Urgency, asked_for, exit_code, linger_seconds, needs_final_sync
+from trio_compute.lifecycle.ending import Ending, Urgency, exit_code, linger_seconds, needs_final_sync
 from trio_compute.lifecycle.status import TERMINATION_PENDING
 from trio_compute.model.parsed import parse_spec
 from trio_compute.model.spec import ComputeConfig
 from trio_compute.plan.unapplied import unapplied
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
-from trio_compute.services.apply_queue import ApplyQueue, Job, Rejected, Succeeded
+from trio_compute.services.apply_queue import Job, Rejected, Succeeded
 from trio_compute.services.certificate import watch_certificate
 from trio_compute.services.configure import Configurator
-from trio_compute.services.lsn_lease import LsnLease
+from trio_compute.services.life import Life
 from trio_compute.services.prepare import prepare_pgdata, sync_with_retries
 from trio_compute.services.signals import relay_signals
 from trio_compute.services.supervise import best_effort, critical, run_unless
@@ -52,34 +52,9 @@ class Servers(Protocol):
 class MakeServers(Protocol):
     """Make the servers of a compute; a test may make none that bind."""
 
-    def __call__(self, compute: Compute, queue: ApplyQueue, config: ComputeConfig) -> Servers:
+    def __call__(self, life: Life, config: ComputeConfig) -> Servers:
         """Return servers that are not started yet."""
         ...
-
-
-class Life:
-    """Hold one compute with all that its phases share."""
-
-    def __init__(self, settings: Settings, host: Host, spans: Recorder) -> None:
-        self.compute = Compute(settings, spans=spans)
-        self.host = host
-        self.queue = ApplyQueue()
-        self.postmaster: Postmaster | None = None
-        self.neighbours_stopped = False
-        self.lease = LsnLease(self.compute, host.request_lsn_lease)
-
-    @property
-    def is_primary(self) -> bool:
-        """Tell whether the current spec is a primary's."""
-        spec = self.compute.state.spec
-        return spec is not None and spec.is_primary
-
-    def begin_end(self) -> None:
-        """Turn away who waits for a spec to be applied, and stop the neighbours, who go before Postgres (02 §10.1)."""
-        self.queue.close()
-        if asked_for(self.compute.ending.value) and not self.neighbours_stopped:
-            self.neighbours_stopped = True
-            self.host.stop_neighbours()
 
 
 async def run(settings: Settings, host: Host, make_servers: MakeServers, *, spans: Recorder | None = None) -> int:
@@ -116,7 +91,7 @@ async def _run_configured(life: Life, config: ComputeConfig, make_servers: MakeS
     elif not compute.settings.lakebase_mode:
         await run_unless(compute.wait_ending, partial(best_effort, "memory warm-up", life.host.warm_vm_memory))
     async with trio.open_nursery() as outer:
-        servers = make_servers(compute, life.queue, config)
+        servers = make_servers(life, config)
         await outer.start(_serve_critically, compute, servers)
         await critical(compute, "life", _live_in_scope, life, first)
         terminated = await wind_down(life)
@@ -139,11 +114,16 @@ async def _live_in_scope(life: Life, first: Job | None) -> None:
     compute = life.compute
     with compute.life:
         async with trio.open_nursery() as companions:
+            await companions.start(_run_errands, life)
             companions.start_soon(critical, compute, "lsn lease", life.lease.serve)
             if life.host.tls is not None:
                 companions.start_soon(critical, compute, "certificate", _renew_certificates, life)
             await live(life, first)
             companions.cancel_scope.cancel()
+
+
+async def _run_errands(life: Life, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    await critical(life.compute, "errands", partial(life.errands.serve, task_status=task_status))
 
 
 async def _renew_certificates(life: Life) -> None:

@@ -7,7 +7,7 @@ import trio
 
 from tests.component.http.world import open_world
 from trio_compute.lifecycle.status import Status
-from trio_compute.telemetry.counters import PAGESTREAM_REQUEST_ERRORS, counters
+from trio_compute.telemetry.metrics import PAGESTREAM_REQUEST_ERRORS, metrics
 
 ACCEPTING = {
     Status.RUNNING: Status.REFRESH_CONFIGURATION_PENDING,
@@ -41,11 +41,11 @@ async def test_any_other_status_is_500_with_its_kebab_name(status: Status) -> No
 
 async def test_every_call_is_counted_even_a_refused_one() -> None:
     """§7: `pg_cctl_pagestream_request_errors_total`."""
-    before = counters.value(PAGESTREAM_REQUEST_ERRORS)
+    before = metrics.value(PAGESTREAM_REQUEST_ERRORS)
     for status in (Status.RUNNING, Status.EMPTY):
         async with open_world(status) as world, world.client(token=None, internal=True) as client:
             await client.post("/refresh_configuration")
-    assert counters.value(PAGESTREAM_REQUEST_ERRORS) == before + 2
+    assert metrics.value(PAGESTREAM_REQUEST_ERRORS) == before + 2
 
 
 async def test_the_external_server_does_not_know_it() -> None:

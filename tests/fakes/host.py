@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import trio
 
 from trio_compute.db.reload import ReloadReport
 from trio_compute.lifecycle.cell import Cell
-from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.ending import Urgency
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
@@ -22,7 +21,7 @@ from trio_compute.plan.preview import Preview
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.postgres.stop import stop_child
-from trio_compute.services.apply_queue import ApplyQueue
+from trio_compute.services.life import Life
 from trio_compute.settings import Settings
 from trio_compute.storage.pageserver import Received
 
@@ -83,6 +82,7 @@ class FakeHost(Host):
         self.fail_next: Exception | None = None
         self.written: list[ParsedSpec] = []
         self.subscribers_stopped = False
+        self.active_sessions = 0
 
     async def _port(self, name: str) -> None:
         self.calls.append(name)
@@ -182,6 +182,15 @@ class FakeHost(Host):
     async def upgrade_neon_extension(self) -> None:
         await self._port("upgrade_neon_extension")
 
+    @asynccontextmanager
+    async def open_session_count(self) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+        async def count() -> int:
+            await self._port("count_active_sessions")
+            return self.active_sessions
+
+        await self._port("open_session_count")
+        yield count
+
     def stop_neighbours(self) -> None:
         self.calls.append("stop_neighbours")
 
@@ -197,9 +206,10 @@ class FakeServers:
         self.drained = trio.Event()
         self.drained_at: float | None = None
 
-    def __call__(self, compute: Compute, queue: ApplyQueue, config: ComputeConfig) -> FakeServers:
-        self.compute = compute
-        self.queue = queue
+    def __call__(self, life: Life, config: ComputeConfig) -> FakeServers:
+        self.life = life
+        self.compute = life.compute
+        self.queue = life.queue
         return self
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

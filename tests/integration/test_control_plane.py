@@ -16,7 +16,7 @@ from trio_compute.errors import ComputeError, RemoteError
 from trio_compute.http.exchange import Message, Receive, Send
 from trio_compute.http.serve import serve_app
 from trio_compute.storage.control_plane import fetch_config
-from trio_compute.telemetry.counters import CONTROL_PLANE_REQUESTS, counters
+from trio_compute.telemetry.metrics import CONTROL_PLANE_REQUESTS, metrics
 
 CONFIG = {"jwks": {"keys": []}}
 ATTACHED = json.dumps({"status": "attached", "spec": spec_dict(), "compute_ctl_config": CONFIG})
@@ -65,7 +65,7 @@ async def test_transient_answers_are_tried_again(transient: tuple[int, str]) -> 
 
 async def test_each_attempt_is_counted_by_status() -> None:
     def count(status: str) -> int:
-        return counters.value(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status=status)
+        return metrics.value(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status=status)
 
     before = {status: count(status) for status in ("200 OK", "503 Service Unavailable", "unknown")}
     script = Script((503, ""), (200, "<html>"), (200, ATTACHED))

@@ -10,8 +10,8 @@ from tests.integration.bare_postgres import QUICK, BarePostgres, apply, wanted
 from trio_compute.db.migrations import run_migrations
 from trio_compute.errors import PostgresError
 from trio_compute.plan.migrations import MIGRATIONS
-from trio_compute.telemetry.counters import DB_MIGRATION_FAILED, counters
 from trio_compute.telemetry.failpoints import failpoints
+from trio_compute.telemetry.metrics import DB_MIGRATION_FAILED, metrics
 
 pytestmark = pytest.mark.postgres
 
@@ -72,11 +72,11 @@ async def test_a_migration_that_fails_leaves_no_trace_and_is_the_first_of_the_ne
     await apply(server, wanted(privileged_role=role))
     for number in range(1, len(MIGRATIONS) + 1):
         failpoints.configure({"compute-migration": f"return({number})"})
-        failed = counters.value(DB_MIGRATION_FAILED, migration_id=str(number))
+        failed = metrics.value(DB_MIGRATION_FAILED, migration_id=str(number))
         with pytest.raises(PostgresError, match=rf"migration {number} \({MIGRATIONS[number - 1].name}\) failed"):
             await migrate(server, role)
         assert server.sql(CURRENT) == [(number - 1,)]
-        assert counters.value(DB_MIGRATION_FAILED, migration_id=str(number)) == failed + 1
+        assert metrics.value(DB_MIGRATION_FAILED, migration_id=str(number)) == failed + 1
     failpoints.configure({"compute-migration": "off"})
     await migrate(server, role)
     assert server.sql(CURRENT) == [(12,)]

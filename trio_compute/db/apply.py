@@ -25,8 +25,8 @@ from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.wanted import Wanted
 from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
-from trio_compute.telemetry.counters import CONFIGURE_STATEMENT_TIMEOUTS, counters
 from trio_compute.telemetry.logging import get_logger
+from trio_compute.telemetry.metrics import CONFIGURE_STATEMENT_TIMEOUTS, metrics
 from trio_compute.telemetry.spans import Recorder
 
 PURPOSE = "apply_config"
@@ -136,7 +136,7 @@ class _Execution:
             finally:
                 self._watch.end(pid)
             if failure.sqlstate == QUERY_CANCELED:
-                counters.increment(CONFIGURE_STATEMENT_TIMEOUTS)
+                metrics.increment(CONFIGURE_STATEMENT_TIMEOUTS)
             if failure.sqlstate in operation.tolerated:
                 log.warning("catalog", about=str(failure))
                 return

@@ -8,9 +8,9 @@ from trio_compute.db.maintenance import Connection, exclusive, failure_text, mai
 from trio_compute.errors import PostgresError
 from trio_compute.plan.migrations import ADVANCE, CURRENT, MIGRATIONS, PREPARE, Migration
 from trio_compute.settings import Deadlines
-from trio_compute.telemetry.counters import DB_MIGRATION_FAILED, counters
 from trio_compute.telemetry.failpoints import failpoints
 from trio_compute.telemetry.logging import get_logger
+from trio_compute.telemetry.metrics import DB_MIGRATION_FAILED, metrics
 
 FAILPOINT = "compute-migration"
 
@@ -52,7 +52,7 @@ async def _run(connection: Connection, number: int, migration: Migration, privil
                 raise PostgresError("failpoint")
             await connection.execute(ADVANCE.encode(), (number,))
     except (psycopg.Error, PostgresError) as error:
-        counters.increment(DB_MIGRATION_FAILED, migration_id=str(number))
+        metrics.increment(DB_MIGRATION_FAILED, migration_id=str(number))
         log.error(f"Failed to run migration id={number}", name=migration.name)
         text = failure_text(error) if isinstance(error, psycopg.Error) else str(error)
         raise PostgresError(f"migration {number} ({migration.name}) failed: {text}") from None

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from functools import partial
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import trio
-from msgspec import Struct
 
-from trio_compute.errors import cause_chain
 from trio_compute.http.authorize import Authorizer
+from trio_compute.http.context import Context
 from trio_compute.http.exchange import App, Message, Receive, Send, exchange, has_body
-from trio_compute.http.problems import CONTENT_TYPE, Problem
+from trio_compute.http.operation import Answer, Operation, Request, Streamed
+from trio_compute.http.problems import Problem, body_too_large, problem_of
+from trio_compute.http.queries import parse_query
 from trio_compute.services.supervise import run_unless
 from trio_compute.telemetry.logging import bound_ids, get_logger
 
@@ -27,33 +29,25 @@ MAX_REQUEST_ID_CHARACTERS = 128
 log = get_logger("http")
 
 
-Query = Mapping[str, str]
+class Routes:
+    """Find the operation of a path and method."""
 
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self._exact: dict[str, dict[str, Operation]] = {}
+        self._prefixes: dict[str, dict[str, Operation]] = {}
+        for operation in operations:
+            table = self._prefixes if operation.has_rest else self._exact
+            table.setdefault(operation.path, {})[operation.method] = operation
 
-class Answer(Struct, frozen=True):
-    """Hold status and JSON body of an answer."""
-
-    status: int
-    body: bytes
-
-
-class Route(Struct, frozen=True):
-    """Describe a path: its method, whether a token is needed, who answers (None: Quart), whether that may take long."""
-
-    method: str
-    needs_token: bool = True
-    answer: Callable[[Query], Awaitable[Answer]] | None = None
-    waits: bool = False
-
-
-def read(body: Callable[[], bytes]) -> Callable[[Query], Awaitable[Answer]]:
-    """Return the handler of a cheap read."""
-
-    async def answer(_query: Query) -> Answer:
-        await trio.lowlevel.checkpoint()
-        return Answer(200, body())
-
-    return answer
+    def find(self, path: str) -> tuple[dict[str, Operation], str]:
+        """Return the operations of a path by method, none if it is unknown, and what follows a prefix."""
+        methods = self._exact.get(path)
+        if methods is not None:
+            return methods, ""
+        for prefix, methods in self._prefixes.items():
+            if path.startswith(prefix) and len(path) > len(prefix):
+                return methods, path[len(prefix) :]
+        return {}, ""
 
 
 class _Reply:
@@ -76,9 +70,15 @@ class Front:
     """Be the ASGI application of one server."""
 
     def __init__(
-        self, routes: Mapping[str, Route], *, authorizer: Authorizer | None, load: Callable[[], Awaitable[App]]
+        self,
+        operations: Iterable[Operation],
+        context: Context,
+        *,
+        authorizer: Authorizer | None,
+        load: Callable[[], Awaitable[App]],
     ) -> None:
-        self._routes = routes
+        self._routes = Routes(operations)
+        self._context = context
         self._authorizer = authorizer
         self._load = load
 
@@ -91,7 +91,15 @@ class Front:
         started = time.monotonic()
         token = bound_ids.set({"request_id": reply.request_id})
         try:
-            await self._answer_whatever_happens(scope, headers, receive, reply)
+            if has_body(scope):
+                await exchange(
+                    lambda _scope, read, write: self._answer_whatever_happens(scope, headers, reply, read, write),
+                    scope,
+                    receive,
+                    reply.send,
+                )
+            else:
+                await self._answer_whatever_happens(scope, headers, reply, receive, reply.send)
         finally:
             milliseconds = round((time.monotonic() - started) * 1000, 1)
             # Test suites of control planes look for the text up to the path.
@@ -100,53 +108,78 @@ class Front:
             log.info(request, code=reply.status or "none", latency_ms=milliseconds)
 
     async def _answer_whatever_happens(
-        self, scope: Message, headers: Mapping[bytes, bytes], receive: Receive, reply: _Reply
+        self, scope: Message, headers: Mapping[bytes, bytes], reply: _Reply, receive: Receive, send: Send
     ) -> None:
         try:
-            if has_body(scope):
-                await exchange(lambda s, r, w: self._answer(s, headers, r, w), scope, receive, reply.send)
-            else:
-                await self._answer(scope, headers, receive, reply.send)
+            await self._answer(scope, headers, receive, send)
         except Exception as error:  # noqa: BLE001  (a defect must not drop the connection without an answer)
-            log.error("handler failed", path=scope["path"], error=cause_chain(error))
+            problem = problem_of(error, scope["path"])
             if reply.status is None:
-                await _send_problem(reply.send, Problem(500, "internal error"))
+                await _send_problem(send, problem)
+            else:
+                log.error("answer broken off", path=scope["path"], error=problem)
 
     async def _answer(self, scope: Message, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
-        route = self._routes.get(_path(scope))
-        if route is None:
-            await _send(send, 404, b"")
+        methods, rest = self._routes.find(_path(scope))
+        if not methods:
+            await _send(send, Answer(404))
             return
-        if scope["method"] not in _methods(route):
-            await _send(send, 405, b"", [(b"allow", ",".join(_methods(route)).encode())])
+        operation = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        if operation is None:
+            await _send(send, Answer(405, headers={"allow": ",".join(_allowed(methods))}))
             return
-        try:
-            self._authorize(route, headers)
-            if route.answer is not None:
-                ask = partial(route.answer, _query(scope))
-                # Whoever leaves is no longer waited for (A-10).
-                answer = await (run_unless(partial(_disconnected, receive), ask) if route.waits else ask())
-                if answer is not None:
-                    await _send(send, answer.status, answer.body)
-                return
-        except Problem as problem:
-            await _send_problem(send, problem)
+        self._authorize(operation, headers)
+        if operation.body is not None:
+            await self._pass_on(operation, scope, headers, receive, send)
             return
+        query = parse_query(scope["query_string"], operation.query)
+        request = Request(query=query, headers=_text(headers), rest=rest)
+        handle = partial(operation.handler, self._context, request)
+        if operation.waits(query):
+            # Whoever leaves is no longer waited for (A-10).
+            await run_unless(partial(_disconnected, receive), partial(_answer_with, handle, scope["method"], send))
+        else:
+            await _answer_with(handle, scope["method"], send)
+
+    async def _pass_on(
+        self, operation: Operation, scope: Message, headers: Mapping[bytes, bytes], receive: Receive, send: Send
+    ) -> None:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > operation.max_body_bytes:
+            raise body_too_large()
         app = await self._load()
         if has_body(scope):
             await app(scope, receive, send)
         else:
             await exchange(app, scope, receive, send)
 
-    def _authorize(self, route: Route, headers: Mapping[bytes, bytes]) -> None:
-        if self._authorizer is None or not route.needs_token:
+    def _authorize(self, operation: Operation, headers: Mapping[bytes, bytes]) -> None:
+        if self._authorizer is None or not operation.needs_token:
             return
         value = headers.get(b"authorization")
         self._authorizer.check(None if value is None else value.decode("latin-1"))
 
 
-def _methods(route: Route) -> tuple[str, ...]:
-    return ("GET", "HEAD") if route.method == "GET" else (route.method,)
+async def _answer_with(handle: Callable[[], Awaitable[Answer | Streamed]], method: str, send: Send) -> None:
+    answer = await handle()
+    if isinstance(answer, Answer):
+        await _send(send, answer)
+        return
+    async with aclosing(answer.chunks) as chunks:
+        headers = [(b"content-type", answer.content_type.encode())]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        if method != "HEAD":
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _allowed(methods: Iterable[str]) -> list[str]:
+    return [name for method in methods for name in (("GET", "HEAD") if method == "GET" else (method,))]
+
+
+def _text(headers: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
 
 
 def _request_id(value: bytes | None) -> str:
@@ -163,10 +196,6 @@ def _uri(scope: Message) -> str:
     return f"{path}?{query}" if query else path
 
 
-def _query(scope: Message) -> Query:
-    return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-
-
 def _path(scope: Message) -> str:
     path: str = scope["path"]
     # A client may name the whole URL, as it does to a proxy (RFC 9112 §3.2.2).
@@ -179,15 +208,16 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _send_problem(send: Send, problem: Problem) -> None:
-    await _send(send, problem.status, problem.log_and_encode())
+    await _send(send, Answer(problem.status, problem.log_and_encode()))
 
 
-async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> None:
-    all_headers = [(b"content-length", str(len(body)).encode()), *(headers or [])]
-    if body:
-        all_headers.append((b"content-type", CONTENT_TYPE.encode()))
-    await send({"type": "http.response.start", "status": status, "headers": all_headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+async def _send(send: Send, answer: Answer) -> None:
+    headers = [(b"content-length", str(len(answer.body)).encode())]
+    headers += [(name.encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
+    if answer.body:
+        headers.append((b"content-type", answer.content_type.encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 
 class LazyApp:

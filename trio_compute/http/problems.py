@@ -1,16 +1,20 @@
-"""Errors of the HTTP API: one exception, one place that maps ours to status and text (contract 03 §2)."""
+"""Errors of the HTTP API: one exception, one place that maps all others to status and text (contract 03 §2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import trio
 from msgspec import UNSET, structs
 
-from trio_compute.errors import SpecError
+from trio_compute.errors import ComputeError, SpecError, cause_chain
+from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.status import Status
+from trio_compute.lifecycle.transitions import IllegalTransition
 from trio_compute.model.decode import MalformedJson, encode
 from trio_compute.model.responses import ErrorResponse
 from trio_compute.plan.catalog.failures import Failure
+from trio_compute.services.errands import Ended
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import redact
 
@@ -39,6 +43,26 @@ def _redacted(failure: Failure) -> dict[str, str | None]:
     return {name: value and redact(value) for name, value in structs.asdict(failure).items()}
 
 
+def problem_of(error: Exception, path: str) -> Problem:
+    """Return how an error is answered; one that nobody foresaw is a defect, whose text goes to the log alone."""
+    match error:
+        case Problem():
+            return error
+        case IllegalTransition():
+            return wrong_status(error.status)
+        case Ended():
+            return Problem(503, str(error))
+        case SpecError():
+            return Problem(400, str(error))
+        case trio.TooSlowError():
+            return Problem(504, "timed out")
+        case ComputeError():
+            return Problem(500, cause_chain(error))
+        case _:
+            log.error("handler failed", path=path, error=cause_chain(error))
+            return Problem(500, "internal error")
+
+
 def unacceptable_body(error: SpecError) -> Problem:
     """Return the problem of a body that is not JSON (400) or has a wrong shape (422)."""
     if isinstance(error, MalformedJson):
@@ -46,6 +70,17 @@ def unacceptable_body(error: SpecError) -> Problem:
     return Problem(422, f"failed to deserialize the json body into the target type: {error}")
 
 
+def body_too_large() -> Problem:
+    """Return the problem of a body beyond the limit of its route."""
+    return Problem(413, "failed to buffer the request body: length limit exceeded")
+
+
 def wrong_status(status: Status) -> Problem:
     """Return the problem of a request that the present status does not allow."""
     return Problem(412, f"invalid compute status: {status.kebab}")
+
+
+def require_running(compute: Compute) -> None:
+    """Raise the 412 of a request that needs a running compute."""
+    if compute.state.status is not Status.RUNNING:
+        raise wrong_status(compute.state.status)

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import trio
 
 from trio_compute.http.authorize import Authorizer
-from trio_compute.http.context import Context
-from trio_compute.http.front import Front, LazyApp, Route, read
-from trio_compute.http.routes.refresh_configuration import refresh_configuration
-from trio_compute.http.routes.status import status_body
-from trio_compute.http.routes.terminate import terminate
+from trio_compute.http.front import Front, LazyApp
 from trio_compute.http.serve import serve_app
 from trio_compute.http.sockets import BoundSockets
-from trio_compute.lifecycle.compute import Compute
+from trio_compute.http.table import EXTERNAL, internal_operations
 from trio_compute.lifecycle.status import Status
-from trio_compute.model.decode import encode
 from trio_compute.model.spec import ComputeConfig
-from trio_compute.ports import Host
-from trio_compute.services.apply_queue import ApplyQueue
+from trio_compute.services.life import Life
 
 
 class HttpServers:
     """Serve both APIs from the time they are started until they are drained."""
 
-    def __init__(
-        self, sockets: BoundSockets, compute: Compute, queue: ApplyQueue, host: Host, config: ComputeConfig
-    ) -> None:
+    def __init__(self, sockets: BoundSockets, life: Life, config: ComputeConfig) -> None:
         self._sockets = sockets
-        self._compute = compute
+        self._compute = life.compute
         self._draining = trio.Event()
-        context = Context(compute, queue, host)
-        settings = compute.settings
+        settings = self._compute.settings
         jwks = config.compute_ctl_config.jwks.keys
         authorizer = Authorizer(jwks, settings.compute_id, bypassed=settings.auth_bypassed)
-        self._load_quart = LazyApp(lambda: _make_external_app(context))
-        self._external = Front(external_routes(context), authorizer=authorizer, load=self._load_quart)
-        self._internal = Front(internal_routes(context), authorizer=None, load=self._load_quart)
+        internal = internal_operations(testing=settings.testing)
+        self._load_quart = LazyApp(lambda: _make_app(life))
+        self._external = Front(EXTERNAL, life, authorizer=authorizer, load=self._load_quart)
+        self._internal = Front(internal, life, authorizer=None, load=self._load_quart)
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained; started once both servers accept."""
@@ -70,30 +61,11 @@ class HttpServers:
 
     def drain(self) -> None:
         """Accept nothing more, finish what is in flight, end."""
+        self._compute.feed.close()
         self._draining.set()
 
 
-def external_routes(context: Context) -> dict[str, Route]:
-    """Return the paths of the external server."""
-    compute = context.compute
-    return {
-        "/status": Route("GET", answer=read(lambda: status_body(compute))),
-        "/metrics.json": Route("GET", answer=read(lambda: encode(compute.spans.metrics()))),
-        "/configure": Route("POST"),
-        "/terminate": Route("POST", answer=partial(terminate, context), waits=True),
-    }
+def _make_app(life: Life) -> Any:
+    from trio_compute.http.app import make_app
 
-
-def internal_routes(context: Context) -> dict[str, Route]:
-    """Return the paths of the internal server; `/spans` is ours, for people who look at a start-up."""
-    spans = context.compute.spans
-    return {
-        "/refresh_configuration": Route("POST", needs_token=False, answer=partial(refresh_configuration, context)),
-        "/spans": Route("GET", needs_token=False, answer=read(lambda: encode([*spans.spans]))),
-    }
-
-
-def _make_external_app(context: Context) -> Any:
-    from trio_compute.http.app import make_external_app
-
-    return make_external_app(context)
+    return make_app((*EXTERNAL, *internal_operations(testing=True)), life)

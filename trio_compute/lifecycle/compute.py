@@ -5,20 +5,25 @@ from __future__ import annotations
 import datetime as dt
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import trio
 from msgspec import Struct
+from msgspec import to_builtins as builtins_of
 
 from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.ending import Ending, Urgency
 from trio_compute.lifecycle.events import Event
+from trio_compute.lifecycle.feed import Feed
 from trio_compute.lifecycle.status import TERMINATION_PENDING, Status
 from trio_compute.lifecycle.transitions import TABLE, State, transition
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.settings import Settings
 from trio_compute.telemetry.logging import get_logger
-from trio_compute.telemetry.spans import Recorder
+from trio_compute.telemetry.metrics import PHASE_DURATION, metrics
+from trio_compute.telemetry.redaction import redact
+from trio_compute.telemetry.spans import Recorder, Span
 
 HISTORY_LENGTH = 64
 
@@ -32,6 +37,11 @@ class Passage(Struct, frozen=True):
     source: Status
     target: Status
     event: str
+
+
+def _passage_data(passage: Passage, error: str | None) -> dict[str, Any]:
+    data = {"from": passage.source.value, "to": passage.target.value, "event": passage.event}
+    return data if error is None else {**data, "error": redact(error)}
 
 
 class Notices(Struct):
@@ -54,6 +64,8 @@ class Compute:
         self.linger_cut = trio.Event()
         self.postgres_running = False
         self.notices = Notices()
+        self.feed = Feed()
+        self.spans.listen(self._tell_phase)
         self._cell = Cell(State(start_time=dt.datetime.now(dt.UTC)))
 
     @property
@@ -69,8 +81,16 @@ class Compute:
             name = type(event).__name__
             self.history.append(Passage(dt.datetime.now(dt.UTC), before.status, after.status, name))
             log.info("status changed", source=before.status.value, target=after.status.value, event=name)
+            self.feed.publish("transition", _passage_data(self.history[-1], after.error or after.termination_error))
         self._cell.set(after)
         return after
+
+    def _tell_phase(self, span: Span) -> None:
+        """Tell followers that a phase begins or ends, and count how long it took."""
+        self.feed.publish("phase", builtins_of(span))
+        if span.duration_seconds is not None:
+            outcome = "failed" if span.failed else "ok"
+            metrics.observe(PHASE_DURATION, span.duration_seconds, phase=span.name, outcome=outcome)
 
     def allows(self, event: type[Event]) -> bool:
         """Tell whether the table has a row for this kind of event now."""
@@ -87,6 +107,10 @@ class Compute:
     async def wait_pressed(self) -> None:
         """Wait until a stop signal or its like leaves no patience for anything but Postgres."""
         await self.urgency.wait_for(lambda urgency: urgency >= Urgency.PRESSED)
+
+    async def watch(self, predicate: Callable[[State], bool]) -> State:
+        """Wait until the predicate holds for the state; the present one counts, and none that follows is missed."""
+        return await self._cell.wait_for(predicate)
 
     async def until_spec(self, predicate: Callable[[ParsedSpec | None], bool]) -> None:
         """Wait until the predicate holds for the spec; the present one counts, and none that follows is missed."""

@@ -49,6 +49,8 @@ class State(Struct, frozen=True, kw_only=True):
     """Hold everything that readers may ask about a compute; replaced as a whole, never changed in place."""
 
     status: Status = Status.EMPTY
+    # Rises by one with each change of status, so that a reader can wait for the next one.
+    revision: int = 0
     start_time: dt.datetime
     error: str | None = None
     spec: ParsedSpec | None = None
@@ -71,7 +73,8 @@ def transition(state: State, event: Event) -> State:
     status = TABLE.get((state.status, type(event)))
     if status is None:
         raise IllegalTransition(state.status, event)
-    return structs.replace(state, status=status, **_remembered(event))
+    revision = state.revision + (status is not state.status)
+    return structs.replace(state, status=status, revision=revision, **_remembered(event))
 
 
 def _remembered(event: Event) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def decode(data: bytes, wire: type[T]) -> T:
     try:
         value = msgspec.json.decode(data, type=wire)
     except msgspec.ValidationError as error:
-        raise _located(error) from None
+        raise located(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedJson(str(error)) from None
     except RecursionError:
@@ -34,7 +34,8 @@ def decode(data: bytes, wire: type[T]) -> T:
     return value
 
 
-def _located(error: msgspec.ValidationError) -> SpecError:
+def located(error: msgspec.ValidationError) -> SpecError:
+    """Return what msgspec says of a wrong shape, its path apart."""
     parts = _PATH_SUFFIX.match(str(error))
     if parts is None:
         return SpecError(str(error), path="$")

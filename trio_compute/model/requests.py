@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
 
 from trio_compute.model.spec import ComputeSpec, Wire
 
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 TerminateMode = Literal["fast", "immediate"]
 
 
@@ -14,3 +17,38 @@ class ConfigureRequest(Wire, frozen=True):
 
     spec: ComputeSpec
     compute_ctl_config: Any = None
+
+
+class ConfigureQuery(Struct, frozen=True):
+    """Hold the parameters of `POST /configure`."""
+
+    dry_run: Annotated[bool, Meta(description="Tell what would be done, and do nothing.")] = False
+
+
+class TerminateQuery(Struct, frozen=True):
+    """Hold the parameters of `POST /terminate`."""
+
+    mode: Annotated[TerminateMode, Meta(description="How long to go on answering: 30 s or 0.3 s.")] = "fast"
+    if_idle: Annotated[bool, Meta(description="Only if nobody is working; 409 otherwise.")] = False
+
+
+class StatusQuery(Struct, frozen=True):
+    """Hold the parameters of `GET /status`: without any the answer comes at once."""
+
+    wait_for: Annotated[str | None, Meta(description="Statuses to wait for, separated by commas.")] = None
+    since: Annotated[Natural | None, Meta(description="Wait until `revision` is greater than this.")] = None
+    timeout: Annotated[str, Meta(description="How long to wait, such as `30s`, `500ms` or `2m`.")] = "30s"
+
+
+class EventsQuery(Struct, frozen=True):
+    """Hold the parameters of `GET /events`."""
+
+    after: Annotated[Natural | None, Meta(description="The last event seen; none: only new ones.")] = None
+
+
+class FailpointRequest(Struct, frozen=True):
+    """Set what shall happen at one failpoint; `action` is another word for `actions`, which test suites use."""
+
+    name: str
+    actions: str | None = None
+    action: str | None = None

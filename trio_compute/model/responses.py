@@ -7,11 +7,21 @@ import datetime as dt
 from msgspec import UNSET, Struct, UnsetType
 
 
+class PassageResponse(Struct, frozen=True, rename={"source": "from", "target": "to"}):
+    """Describe one change of status."""
+
+    at: str
+    source: str
+    target: str
+    event: str
+
+
 class StatusResponse(Struct, frozen=True, kw_only=True):
     """Answer `/status` and `/configure`: six keys are always present.
 
-    Ours are only there when there is something to say: fields of the spec and settings of Postgres that wait for a
-    restart, and why migrations failed.
+    The others are ours: which change of status this is (`since=` of a long poll), how it came to it, and, only when
+    there is something to say, what is being done, what waits for a restart, why migrations or the last check of
+    activity failed.
     """
 
     start_time: str
@@ -20,9 +30,20 @@ class StatusResponse(Struct, frozen=True, kw_only=True):
     status: str
     last_active: str | None
     error: str | None
+    revision: int
+    history: list[PassageResponse]
+    phase: str | UnsetType = UNSET
+    phase_since: str | UnsetType = UNSET
     restart_required: tuple[str, ...] | UnsetType = UNSET
     pending_restart: tuple[str, ...] | UnsetType = UNSET
     migration_error: str | UnsetType = UNSET
+
+
+class HealthResponse(Struct, frozen=True):
+    """Answer `/livez`, `/readyz` and `/startupz`."""
+
+    status: str
+    reason: str | UnsetType = UNSET
 
 
 class TerminateResponse(Struct, frozen=True):

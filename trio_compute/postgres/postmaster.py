@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
@@ -37,6 +37,15 @@ class Postmaster:
     def reload(self) -> None:
         """Ask the server to read its configuration again, as `pg_ctl reload` does."""
         self.child.send_signal(signal.SIGHUP)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the postmaster stand still: no session begins while the body runs; those that exist go on."""
+        self.child.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.child.send_signal(signal.SIGCONT)
 
     async def wait(self) -> int:
         """Wait for the server to end by itself."""

@@ -14,8 +14,8 @@ from trio_compute.model.spec import ComputeConfig, ComputeCtlConfig, ComputeSpec
 from trio_compute.plan.schedules import CONTROL_PLANE_ATTEMPTS, CONTROL_PLANE_PAUSE_SECONDS
 from trio_compute.settings import Settings
 from trio_compute.storage.texts import brief
-from trio_compute.telemetry.counters import CONTROL_PLANE_REQUESTS, counters
 from trio_compute.telemetry.logging import get_logger
+from trio_compute.telemetry.metrics import CONTROL_PLANE_REQUESTS, metrics
 
 REQUEST_TIMEOUT_SECONDS = 30.0
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -90,11 +90,11 @@ async def _fetch_once(url: str, token: str | None) -> ComputeConfig:
                         patience.cancel()
     except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError) as error:
         _refuse_too_large(body)
-        counters.increment(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status="unknown")
+        metrics.increment(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status="unknown")
         raise _Transient(brief(error) or type(error).__name__) from None
     _refuse_too_large(body)
     status = f"{response.status_code} {httpx.codes.get_reason_phrase(response.status_code)}".rstrip()
-    counters.increment(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status=status)
+    metrics.increment(CONTROL_PLANE_REQUESTS, rpc="GetConfig", http_status=status)
     if response.status_code in {502, 503}:
         raise _Transient(f"status {response.status_code}")
     if response.status_code != 200:

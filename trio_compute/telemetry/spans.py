@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -48,8 +48,19 @@ class Recorder:
         self._clock = clock
         self._origin = clock() if origin is None else origin
         self.spans: deque[Span] = deque(maxlen=MAX_SPANS)
+        self._running: list[Span] = []
+        self._listeners: list[Callable[[Span], None]] = []
         # Kept apart: the start must stay known when its spans have left the queue.
         self._newest: dict[tuple[str, bool], Span] = {}
+
+    def listen(self, listener: Callable[[Span], None]) -> None:
+        """Call a function with each span when it begins and when it is finished."""
+        self._listeners.append(listener)
+
+    @property
+    def running(self) -> Span | None:
+        """Return the newest span that is not finished: what the program is doing now."""
+        return self._running[-1] if self._running else None
 
     def now(self) -> float:
         """Return seconds since the origin."""
@@ -60,6 +71,8 @@ class Recorder:
         """Record how long the body takes; a body that raises is recorded as failed."""
         span = Span(name=name, start_seconds=self.now(), parent=_parent.get(), attributes=attributes)
         self.spans.append(span)
+        self._running.append(span)
+        self._tell(span)
         token = _parent.set(name)
         try:
             yield span
@@ -68,6 +81,7 @@ class Recorder:
             raise
         finally:
             _parent.reset(token)
+            self._running = [other for other in self._running if other is not span]
             self._finish(span)
 
     def add(self, name: str, *, start_seconds: float, **attributes: Any) -> Span:
@@ -102,6 +116,11 @@ class Recorder:
         self._newest[span.name, False] = span
         if not span.failed:
             self._newest[span.name, True] = span
+        self._tell(span)
+
+    def _tell(self, span: Span) -> None:
+        for listener in self._listeners:
+            listener(span)
 
     def _milliseconds(self, name: str, *, succeeded: bool = True) -> int:
         span = self.last(name, succeeded=succeeded)

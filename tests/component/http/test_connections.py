@@ -10,6 +10,7 @@ from tests.component.http.logs import LogLines
 from tests.component.http.raw import Answer, RawClient, connect, open_sockets, request_text
 from tests.component.http.world import JSON, configure_body, open_app, open_world, stands
 from trio_compute.http.exchange import Message, Receive, Send
+from trio_compute.http.table import EXTERNAL
 from trio_compute.lifecycle.status import Status
 
 
@@ -57,13 +58,12 @@ class TestEnd:
 
     async def test_quart_answers_do_not_keep_a_connection_from_idling_out(self) -> None:
         """Design §9, with the application that had the defect."""
-        from trio_compute.http.app import make_external_app
-        from trio_compute.http.context import Context
+        from trio_compute.http.app import make_app
         from trio_compute.http.exchange import exchange
         from trio_compute.http.front import has_body
 
         async with open_world() as world:
-            quart = make_external_app(Context(world.compute, world.queue, world.host))
+            quart = make_app(EXTERNAL, world.life)
 
             async def app(scope: Message, receive: Receive, send: Send) -> None:
                 assert not has_body(scope)

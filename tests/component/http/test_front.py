@@ -10,12 +10,12 @@ import trio
 from tests.component.http.logs import LogLines
 from tests.component.http.raw import connect, request_text
 from tests.component.http.world import JSON, configure_body, http_client, open_app, open_world
-from trio_compute.http.app import make_external_app
+from trio_compute.http.app import make_app
 from trio_compute.http.authorize import Authorizer
-from trio_compute.http.context import Context
 from trio_compute.http.exchange import App, Message, Receive, Send
-from trio_compute.http.front import Front, Route, read
-from trio_compute.http.servers import external_routes
+from trio_compute.http.front import Front
+from trio_compute.http.operation import Answer, Operation, Request
+from trio_compute.http.table import EXTERNAL
 from trio_compute.lifecycle.status import Status
 
 
@@ -33,18 +33,25 @@ async def break_off(scope: Message, receive: Receive, send: Send) -> None:
     boom()
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_defect_is_500_and_is_logged(method: str, log_lines: LogLines) -> None:
+async def fail(_context: object, _request: Request) -> Answer:
+    await trio.lowlevel.checkpoint()
+    return boom()  # type: ignore[return-value]
+
+
+def operation(method: str, **changes: Any) -> Operation:
+    return Operation(method=method, path="/", handler=fail, summary="", **changes)
+
+
+@pytest.mark.parametrize("body", [None, int])
+async def test_a_defect_is_500_and_is_logged(body: Any, log_lines: LogLines) -> None:
     """§2, panic in handler: 500 `{"error":"internal error"}` and a log line; the connection lives on."""
-    routes = {"/": Route(method, answer=read(boom)) if method == "GET" else Route(method)}
-    async with (
-        open_app(Front(routes, authorizer=None, load=load_nothing)) as served,
-        http_client(served.port) as client,
-    ):
-        for _ in range(2):
-            response = await client.request(method, "/", headers={"x-request-id": "abc"})
-            assert (response.status_code, response.json()) == (500, {"error": "internal error"})
-            assert response.headers["x-request-id"] == "abc"
+    async with open_world() as world:
+        front = Front([operation("POST", body=body)], world.life, authorizer=None, load=load_nothing)
+        async with open_app(front) as served, http_client(served.port) as client:
+            for _ in range(2):
+                response = await client.post("/", headers={"x-request-id": "abc"})
+                assert (response.status_code, response.json()) == (500, {"error": "internal error"})
+                assert response.headers["x-request-id"] == "abc"
     assert len([line for line in log_lines.with_text("ERROR") if "a defect" in line and "abc" in line]) == 2
 
 
@@ -63,26 +70,26 @@ async def test_an_answer_that_breaks_off_is_seen_to_be_broken(log_lines: LogLine
     async def load() -> App:
         return break_off
 
-    front = Front({"/": Route("POST")}, authorizer=None, load=load)
-    async with open_app(front) as served, connect(served.port) as client:
-        await client.send(request_text("POST", "/"))
-        with pytest.raises((EOFError, trio.BrokenResourceError)):
-            await client.answer(to="POST")
+    async with open_world() as world:
+        front = Front([operation("POST", body=int)], world.life, authorizer=None, load=load)
+        async with open_app(front) as served, connect(served.port) as client:
+            await client.send(request_text("POST", "/"))
+            with pytest.raises((EOFError, trio.BrokenResourceError)):
+                await client.answer(to="POST")
     assert log_lines.with_text("a defect")
 
 
 async def test_a_body_that_stops_coming_is_408() -> None:
     """Nobody may hold a handler by sending half a body."""
     async with open_world() as world:
-        app = make_external_app(Context(world.compute, world.queue, world.host))
+        app = make_app(EXTERNAL, world.life)
         app.config["BODY_TIMEOUT"] = 0.1
 
         async def load() -> Any:
             return app
 
         authorizer = Authorizer([], "x", bypassed=True)
-        routes = external_routes(Context(world.compute, world.queue, world.host))
-        front = Front(routes, authorizer=authorizer, load=load)
+        front = Front(EXTERNAL, world.life, authorizer=authorizer, load=load)
         async with open_app(front) as served, connect(served.port) as client:
             headers = {**JSON, "content-length": "1000"}
             await client.send(request_text("POST", "/configure", headers=headers), b"{")

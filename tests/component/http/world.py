@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,8 +25,11 @@ from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.status import Status
 from trio_compute.model.ids import Lsn
-from trio_compute.services.apply_queue import ApplyQueue, Job
+from trio_compute.postgres.postmaster import Postmaster
+from trio_compute.services.apply_queue import Job
+from trio_compute.services.life import Life
 from trio_compute.settings import Deadlines
+from trio_compute.telemetry.spans import Recorder
 
 STARTED_AT = dt.datetime(2026, 3, 4, 5, 6, 7, tzinfo=dt.UTC)
 FLUSH_LSN = Lsn.parse("0/169AD58")
@@ -69,11 +73,10 @@ def bring_to(compute: Compute, status: Status, **spec_changes: Any) -> None:
 class World:
     """Hold the servers of one compute and play the rest of the program."""
 
-    def __init__(
-        self, compute: Compute, queue: ApplyQueue, servers: HttpServers, ports: tuple[int, int], host: FakeHost
-    ) -> None:
-        self.compute = compute
-        self.queue = queue
+    def __init__(self, life: Life, servers: HttpServers, ports: tuple[int, int], host: FakeHost) -> None:
+        self.life = life
+        self.compute = life.compute
+        self.queue = life.queue
         self.servers = servers
         self.host = host
         self.port, self.internal_port = ports
@@ -112,6 +115,15 @@ def http_client(port: int, headers: dict[str, str] | None = None) -> httpx.Async
     )
 
 
+async def _serve_errands(
+    life: Life, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(life.errands.serve)
+            task_status.started(scope)
+
+
 @asynccontextmanager
 async def open_world(
     status: Status = Status.RUNNING,
@@ -125,16 +137,20 @@ async def open_world(
     """Serve a compute that has a status; at the end both servers must drain within their limit."""
     changes = {"compute_id": COMPUTE_ID, "external_http_port": 0, "internal_http_port": 0, **settings_changes}
     settings = specs.settings(deadlines=Deadlines(drain=drain_seconds), **changes)
-    compute, queue = Compute(settings), ApplyQueue()
-    bring_to(compute, status, **(spec_changes or {}))
     config = specs.config(compute_ctl_config={"jwks": {"keys": [*keys]}})
-    sockets = bind_sockets(settings)
     host = host or FakeHost(settings, config)
-    servers = HttpServers(sockets, compute, queue, host, config)
+    life = Life(settings, host, Recorder())
+    bring_to(life.compute, status, **(spec_changes or {}))
+    if life.compute.postgres_running:
+        life.postmaster = Postmaster(host.child, Path("/nowhere"))
+    sockets = bind_sockets(settings)
+    servers = HttpServers(sockets, life, config)
     ports = (sockets.external_port, sockets.internal_port)
     async with trio.open_nursery() as nursery:
         await nursery.start(servers.serve)
-        yield World(compute, queue, servers, ports, host)
+        errands = await nursery.start(_serve_errands, life)
+        yield World(life, servers, ports, host)
+        errands.cancel()
         servers.drain()
         nursery.cancel_scope.deadline = trio.current_time() + drain_seconds + PATIENCE_SECONDS
     assert not nursery.cancel_scope.cancelled_caught, "the servers did not end"

@@ -2,76 +2,56 @@
 
 from __future__ import annotations
 
-from quart import Request, Response
-
 from trio_compute.errors import ComputeError, SpecError, cause_chain
 from trio_compute.http.context import Context
-from trio_compute.http.problems import CONTENT_TYPE, Problem, unacceptable_body, wrong_status
-from trio_compute.http.routes.status import status_body
+from trio_compute.http.operation import Answer, Request, ok
+from trio_compute.http.problems import Problem, wrong_status
+from trio_compute.http.routes.status import status_answer
 from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.status import Status
-from trio_compute.model.decode import decode, encode
 from trio_compute.model.parsed import ParsedSpec, parse_spec
 from trio_compute.model.requests import ConfigureRequest
 from trio_compute.services.apply_queue import Aborted, Job, Rejected, Succeeded
 from trio_compute.services.configure import refuse_another_identity
+from trio_compute.services.errands import Ended
 from trio_compute.telemetry.redaction import learn_spec
 
 
-async def configure(context: Context, request: Request) -> Response:
+async def configure(context: Context, request: Request) -> Answer:
     """Queue the spec of the body, or join an equal request, and answer with what became of it.
 
     With `dry_run=true` the answer is what would be done, and nothing is.
     """
-    is_dry = _flag(request, "dry_run")
-    parsed = _parsed(await _body(request))
-    if is_dry:
+    parsed = _parsed(request.body)
+    if request.query.dry_run:
         return await _preview(context, parsed)
-    job = _find(context, parsed, request.headers.get("idempotency-key")) or _queue(context, parsed, request)
-    outcome = await job.outcome()
+    outcome = await _job(context, parsed, request.headers.get("idempotency-key")).outcome()
     if isinstance(outcome, Aborted):
-        raise Problem(503, "compute is terminating")
+        raise Ended
     if isinstance(outcome, Rejected):
         raise Problem(500, f"compute configuration failed: {outcome.error}", outcome.failures)
-    return Response(status_body(context.compute), content_type=CONTENT_TYPE)
+    return status_answer(context.compute)
 
 
-def _flag(request: Request, name: str) -> bool:
-    text = request.args.get(name, "false")
-    if text not in {"true", "false"}:
-        raise Problem(400, f"failed to deserialize query string: `{name}` must be `true` or `false`")
-    return text == "true"
-
-
-async def _preview(context: Context, parsed: ParsedSpec) -> Response:
+async def _preview(context: Context, parsed: ParsedSpec) -> Answer:
     compute = context.compute
     if not compute.postgres_running:
         raise wrong_status(compute.state.status)
+    refuse_another_identity(compute.state.spec, parsed)
     try:
-        refuse_another_identity(compute.state.spec, parsed)
-        preview = await context.host.preview(parsed, compute.state.spec)
-    except SpecError as error:
-        raise Problem(400, str(error)) from None
+        return ok(await context.host.preview(parsed, compute.state.spec))
+    except SpecError:
+        raise
     except ComputeError as error:
         raise Problem(500, f"compute configuration cannot be planned: {cause_chain(error)}") from None
-    return Response(encode(preview), content_type=CONTENT_TYPE)
 
 
-async def _body(request: Request) -> ConfigureRequest:
-    kind = (request.mimetype or "").lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise Problem(415, "expected request with `content-type: application/json`")
-    try:
-        return decode(await request.get_data(cache=True, as_text=False, parse_form_data=False), ConfigureRequest)
-    except SpecError as error:
-        raise unacceptable_body(error) from None
+def _job(context: Context, parsed: ParsedSpec, key: str | None) -> Job:
+    return _find(context, parsed, key) or _queue(context, parsed, key)
 
 
 def _parsed(body: ConfigureRequest) -> ParsedSpec:
-    try:
-        parsed = parse_spec(body.spec)
-    except SpecError as error:
-        raise Problem(400, str(error)) from None
+    parsed = parse_spec(body.spec)
     learn_spec(parsed)
     return parsed
 
@@ -91,15 +71,12 @@ def _find(context: Context, parsed: ParsedSpec, key: str | None) -> Job | None:
     return context.queue.unsettled(parsed)
 
 
-def _queue(context: Context, parsed: ParsedSpec, request: Request) -> Job:
+def _queue(context: Context, parsed: ParsedSpec, key: str | None) -> Job:
     compute, status = context.compute, context.compute.state.status
     if not compute.allows(ev.ApplyQueued) or (status is Status.FAILED and not compute.postgres_running):
         raise wrong_status(status)
     if compute.ending.value is not None:
-        raise Problem(503, "compute is terminating")
-    try:
-        refuse_another_identity(compute.state.spec, parsed)
-    except SpecError as error:
-        raise Problem(400, str(error)) from None
+        raise Ended
+    refuse_another_identity(compute.state.spec, parsed)
     compute.apply(ev.ApplyQueued())
-    return context.queue.submit(parsed, key=request.headers.get("idempotency-key"))
+    return context.queue.submit(parsed, key=key)

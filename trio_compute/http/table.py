@@ -1,0 +1,151 @@
+"""Every route of both servers: the front finds its way by this table, and openapi.json is made from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trio_compute.http.operation import MEBIBYTE, Operation, Reply, always
+from trio_compute.http.routes.configure import configure
+from trio_compute.http.routes.events import CONTENT_TYPE as EVENT_STREAM
+from trio_compute.http.routes.events import events
+from trio_compute.http.routes.failpoints import failpoints
+from trio_compute.http.routes.health import livez, readyz, startupz
+from trio_compute.http.routes.reads import metrics_json, metrics_text, spans
+from trio_compute.http.routes.refresh_configuration import refresh_configuration
+from trio_compute.http.routes.status import is_long_poll, status
+from trio_compute.http.routes.terminate import terminate
+from trio_compute.model import requests as asked
+from trio_compute.model import responses as told
+from trio_compute.plan.preview import Preview
+from trio_compute.telemetry.spans import Span
+
+SPEC_BODY_BYTES = 32 * MEBIBYTE
+PROMETHEUS = "text/plain; version=0.0.4"
+
+
+def _error(description: str) -> Reply:
+    return Reply(told.ErrorResponse, description)
+
+
+WRONG_STATUS = _error("The status of the compute does not allow it.")
+TERMINATING = _error("The compute is terminating.")
+BAD_QUERY = _error("A parameter is missing or cannot be understood.")
+INTERNAL = _error("It failed; the text says how.")
+BODY_PROBLEMS = {
+    400: _error("The body is not JSON, or what it says is not acceptable."),
+    413: _error("The body is too large."),
+    415: _error("The content type is not JSON."),
+    422: _error("The JSON has another shape."),
+}
+
+
+def _probe(path: str, handler: Any, summary: str) -> Operation:
+    replies = {200: Reply(told.HealthResponse, "Yes."), 503: Reply(told.HealthResponse, "No; the reason says why.")}
+    return Operation(method="GET", path=path, handler=handler, summary=summary, replies=replies, needs_token=False)
+
+
+EXTERNAL: tuple[Operation, ...] = (
+    Operation(
+        method="GET",
+        path="/status",
+        handler=status,
+        summary="Tell the status, at once or when something has happened.",
+        query=asked.StatusQuery,
+        replies={200: Reply(told.StatusResponse, "The status."), 400: BAD_QUERY},
+        waits=is_long_poll,
+    ),
+    Operation(
+        method="GET",
+        path="/metrics",
+        handler=metrics_text,
+        summary="Tell all metrics in Prometheus' text format.",
+        replies={200: Reply(str, "The metrics.", PROMETHEUS)},
+        needs_token=False,
+    ),
+    Operation(
+        method="GET",
+        path="/metrics.json",
+        handler=metrics_json,
+        summary="Tell how long the steps of the start took.",
+        replies={200: Reply(told.MetricsResponse, "Thirteen numbers, 0 until measured.")},
+    ),
+    Operation(
+        method="GET",
+        path="/events",
+        handler=events,
+        summary="Tell what happens as it happens: transitions, phases, progress.",
+        query=asked.EventsQuery,
+        replies={200: Reply(str, "Server-sent events.", EVENT_STREAM), 400: BAD_QUERY},
+        waits=always,
+    ),
+    Operation(
+        method="POST",
+        path="/configure",
+        handler=configure,
+        summary="Bring the compute to what a spec wants, or tell what that would do.",
+        query=asked.ConfigureQuery,
+        body=asked.ConfigureRequest,
+        replies={
+            200: Reply(told.StatusResponse | Preview, "The spec is in force; with `dry_run`: what would be done."),
+            **BODY_PROBLEMS,
+            412: WRONG_STATUS,
+            500: _error("The spec could not be applied; `failures` names the objects at fault."),
+            503: TERMINATING,
+        },
+        max_body_bytes=SPEC_BODY_BYTES,
+    ),
+    Operation(
+        method="POST",
+        path="/terminate",
+        handler=terminate,
+        summary="End the compute and tell up to which LSN its commits are safe.",
+        query=asked.TerminateQuery,
+        replies={
+            200: Reply(told.TerminateResponse, "Postgres is gone and the safekeepers are synced."),
+            201: Reply(told.TerminateResponse, "That was so before."),
+            400: BAD_QUERY,
+            409: _error("`if_idle` was set and somebody is working."),
+            412: WRONG_STATUS,
+            500: _error("The final sync of the safekeepers failed."),
+            503: _error("`if_idle` was set and Postgres cannot be asked."),
+        },
+        waits=always,
+    ),
+    _probe("/livez", livez, "Tell whether this process works."),
+    _probe("/readyz", readyz, "Tell whether Postgres takes connections."),
+    _probe("/startupz", startupz, "Tell whether the start is over."),
+)
+
+INTERNAL_ONLY: tuple[Operation, ...] = (
+    Operation(
+        method="POST",
+        path="/refresh_configuration",
+        handler=refresh_configuration,
+        summary="Fetch the configuration again.",
+        replies={200: Reply(None, "It will be fetched."), 500: _error("The status does not allow it.")},
+        needs_token=False,
+    ),
+    Operation(
+        method="GET",
+        path="/spans",
+        handler=spans,
+        summary="Tell the measured phases, for people who look at a start-up.",
+        replies={200: Reply(list[Span], "The phases in the order in which they began.")},
+        needs_token=False,
+    ),
+)
+
+TESTING_ONLY = Operation(
+    method="POST",
+    path="/failpoints",
+    handler=failpoints,
+    summary="Set what shall happen at failpoints.",
+    body=list[asked.FailpointRequest],
+    replies={200: Reply(None, "They are set."), **BODY_PROBLEMS},
+    needs_token=False,
+)
+
+
+def internal_operations(*, testing: bool) -> tuple[Operation, ...]:
+    """Return the operations of the internal server; failpoints are there only in tests."""
+    return (*INTERNAL_ONLY, TESTING_ONLY) if testing else INTERNAL_ONLY

@@ -1,0 +1,43 @@
+"""Ending a compute only if nobody works on it, with no gap between the look and the end."""
+
+from __future__ import annotations
+
+import signal
+
+from trio_compute.errors import ComputeError, PostgresError, cause_chain
+from trio_compute.lifecycle import events as ev
+from trio_compute.lifecycle.status import Status
+from trio_compute.lifecycle.transitions import IllegalTransition
+from trio_compute.services.life import Life
+
+
+class IdlenessUnknown(ComputeError):
+    """Report that nobody can say whether the compute is idle."""
+
+
+async def end_if_idle(life: Life, *, immediate: bool) -> int:
+    """Begin the end if no session works, and return 0; else return how many do, and change nothing.
+
+    While we look, the postmaster stands still: who connects meanwhile is served afterwards, or finds the server gone
+    before he could do anything. Raises IllegalTransition, IdlenessUnknown.
+    """
+    compute, postmaster = life.compute, life.postmaster
+    event = ev.TerminateImmediate if immediate else ev.TerminateFast
+    if not compute.allows(event):
+        raise IllegalTransition(compute.state.status, event())
+    if postmaster is None or not compute.postgres_running:
+        if compute.state.status is not Status.EMPTY:
+            raise IdlenessUnknown("it cannot be known whether the compute is idle: Postgres does not run")
+        compute.request_termination(immediate=immediate)
+        return 0
+    try:
+        async with life.host.open_session_count() as count_active_sessions:
+            with postmaster.held():
+                active = await count_active_sessions()
+                if active == 0:
+                    compute.request_termination(immediate=immediate)
+                    # Before it goes on: the stop must be the next thing that it sees.
+                    postmaster.child.send_signal(signal.SIGINT)
+                return active
+    except PostgresError as error:
+        raise IdlenessUnknown(f"it cannot be known whether the compute is idle: {cause_chain(error)}") from error
