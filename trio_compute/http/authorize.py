@@ -19,6 +19,7 @@ from trio_compute.telemetry.logging import get_logger
 
 EXPIRY_LEEWAY_SECONDS = 60
 SHORTEST_RSA_BITS = 2048
+MAX_REMEMBERED_TOKENS = 64
 ADMIN_SCOPE = "compute_ctl:admin"
 ADMIN_AUDIENCE = "compute"
 
@@ -46,6 +47,7 @@ class Authorizer:
         self._compute_id = compute_id
         self._bypassed = bypassed
         self._keys: list[tuple[str, Verify]] | None = None
+        self._verified: dict[str, _Claims] = {}
         if bypassed:
             log.warning("the external API needs no token: INSTANCE_ID is set in lakebase mode")
         elif not jwks:
@@ -59,9 +61,10 @@ class Authorizer:
         token = rest.strip()
         if scheme.lower() != "bearer" or not token or not token.isascii():
             raise Problem(400, "invalid authorization token")
-        claims = self._verified_claims(token)
+        claims = self._verified.get(token) or self._verified_claims(token)
         if claims is None or _is_expired(claims):
             raise Problem(401, "failed to verify authorization token")
+        self._remember(token, claims)
         self._decide(claims)
 
     def _decide(self, claims: _Claims) -> None:
@@ -76,6 +79,13 @@ class Authorizer:
             raise Problem(403, "missing compute_id in authorization token claims")
         elif claims.compute_id != self._compute_id:
             raise Problem(403, "invalid compute ID in authorization token claims")
+
+    def _remember(self, token: str, claims: _Claims) -> None:
+        """Verify the signature of a token once: keys stay what they are, and only the expiry depends on time."""
+        if token not in self._verified:
+            if len(self._verified) >= MAX_REMEMBERED_TOKENS:
+                del self._verified[next(iter(self._verified))]
+            self._verified[token] = claims
 
     def _verified_claims(self, token: str) -> _Claims | None:
         try:

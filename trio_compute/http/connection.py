@@ -7,10 +7,14 @@ so that the reset takes the answer away from the client; and it speaks HTTP/2 an
 
 from __future__ import annotations
 
+from typing import Any
+
 import h11
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
@@ -42,6 +46,8 @@ class HttpConfig(Config):
 class _Http1(H11Protocol):
     """Speak HTTP/1.1 and nothing else (contract 03 §1)."""
 
+    _unsent: bytes = b""
+
     async def _check_protocol(self, event: h11.Request) -> None:
         """Take no offer of HTTP/2."""
 
@@ -52,6 +58,29 @@ class _Http1(H11Protocol):
                 method=request.method, target=request.target, headers=kept, http_version=request.http_version
             )
         await super()._create_stream(request)
+
+    async def _send_h11_event(self, event: Any) -> None:
+        """Send an event, the head of an answer together with what follows it: one write to the socket, not two."""
+        try:
+            data = self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        self._unsent += data or b""
+        if not isinstance(event, h11.Response):
+            await self._flush()
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Do what the exchange asks for; nothing stays behind when it is over."""
+        if isinstance(event, StreamClosed):
+            await self._flush()
+        await super().stream_send(event)
+
+    async def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, b""
+        if unsent:
+            await self.send(RawData(unsent))
 
     @property
     def has_unread_body(self) -> bool:

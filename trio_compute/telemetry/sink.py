@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from time import monotonic
+from time import monotonic, sleep
 
 CAPACITY_BYTES = 8 * 1024 * 1024
+GATHER_SECONDS = 0.002
 
 
 class Sink:
@@ -21,6 +22,7 @@ class Sink:
         self._unreported = 0
         self._dropped = 0
         self._closing = False
+        self._is_waiting = False
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -41,7 +43,9 @@ class Sink:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._drain, name="log-sink", daemon=True)
                 self._thread.start()
-            self._condition.notify()
+            if self._is_waiting:
+                self._is_waiting = False
+                self._condition.notify()
 
     def close(self, timeout_seconds: float = 1.0) -> bool:
         """Write out what is queued, for a limited time; return whether all of it went out."""
@@ -58,9 +62,15 @@ class Sink:
         while True:
             with self._condition:
                 while not (self._queue or self._unreported or self._closing):
+                    self._is_waiting = True
                     self._condition.wait()
                 if not (self._queue or self._unreported):
                     return
+                closing = self._closing
+            if not closing:
+                # Whoever writes much is not interrupted for each record.
+                sleep(GATHER_SECONDS)
+            with self._condition:
                 batch = b"".join(self._queue)
                 self._queue.clear()
                 unreported, self._unreported = self._unreported, 0
