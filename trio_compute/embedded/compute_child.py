@@ -71,6 +71,15 @@ class ComputeChild:
         response = await self._client.get(f"{self._internal}/spans")
         return msgspec.json.decode(response.content, type=list[SpanView])
 
+    async def get(self, path: str) -> dict[str, Any]:
+        """Return what a route of the external API says."""
+        return self._json(await self._client.get(self._external + path))
+
+    async def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Post to a route of the external API and return what it says; nothing is an empty object."""
+        response = await self._client.post(self._external + path, json=None if body is None else dict(body))
+        return self._json(response) if response.content else {}
+
     async def configure(self, config: Mapping[str, Any]) -> httpx.Response:
         """Post a configuration and return the answer, whatever its status."""
         return await self._client.post(f"{self._external}/configure", json=dict(config))

@@ -42,6 +42,10 @@ def run_dev(argv: Sequence[str]) -> int:
     progress = Progress()
     if argv[:1] == ["branch"]:
         return run_branch(argv[1:], progress)
+    if argv[:1] == ["failover"]:
+        from trio_compute.embedded.dev_failover import run_failover
+
+        return run_failover(argv[1:], progress)
     options = _parser().parse_args(list(argv))
     # Who was started in the background of a script has this signal ignored, and would miss it while it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -58,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trio-compute dev",
         description="Run a compute on an embedded stand-in for Neon's storage. What was committed is there at the next "
-        "start, however this one ended. `trio-compute dev branch --help` tells about branches.",
+        "start, however this one ended. `trio-compute dev branch --help` tells about branches, "
+        "`trio-compute dev failover --help` about a switch to a secondary.",
     )
     add = parser.add_argument
     add("--data", metavar="DIR", type=Path, help=f"state of this world (default {default_data_directory()})")
