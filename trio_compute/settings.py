@@ -62,6 +62,11 @@ class Deadlines(Struct, frozen=True, kw_only=True):
     # The first one at a start; the second when a pair from before can stay in use (contract 02 §9, D-52).
     certificate: float = 60.0
     certificate_renewal: float = 30.0
+    monitor_connect: float = 5.0
+    monitor_statement: float = 5.0
+    # What a request that speaks SQL may take to connect, and in all (contract 03 A-15).
+    request_connect: float = 5.0
+    request_total: float = 60.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -85,6 +90,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     vm_monitor_addr: str = "0.0.0.0:10301"
     resize_swap_on_bind: bool = False
     set_disk_quota_for_fs: str | None = None
+    activity_exclude_users: tuple[str, ...] = ()
+    activity_exclude_applications: tuple[str, ...] = ()
+    hide_password_hashes: bool = False
     installed_extensions_collection_interval: int = 3600
     dev: bool = False
     pg_init_timeout: int = 60
@@ -159,7 +167,11 @@ def add_arguments(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -
     add("--internal-http-port", type=_port, help=f"internal server (default {DEFAULT_INTERNAL_PORT})")
     add("--http-port", type=_port, help="lakebase mode: external port; internal is the next one")
     add("--internal-http-bind", metavar="ADDR", action="append", help="bind the internal server here, not to loopback")
+    add(
+        "--hide-password-hashes", action="store_true", help="answer /dbs_and_roles without the password hashes of roles"
+    )
     _add_postgres_arguments(parser)
+    _add_activity_arguments(parser)
     _add_limit_arguments(parser)
 
 
@@ -190,6 +202,17 @@ def _add_postgres_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lakebase-mode", metavar="true|false", type=_boolean, default=False, help="default false")
     add("--run-as", metavar="USER", help="user of Postgres when started as root (default: postgres if it exists)")
     add("--testing", action="store_true", help="allow failpoints and test variables")
+
+
+def _add_activity_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("whose sessions do not keep the compute awake (may be repeated)").add_argument
+    add("--activity-exclude-user", metavar="NAME", action="append", help="a role, besides cloud_admin")
+    add(
+        "--activity-exclude-application",
+        metavar="NAME",
+        action="append",
+        help="an application_name, of clients and of WAL receivers, besides walproposer",
+    )
 
 
 def _add_limit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -246,6 +269,9 @@ def settings_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting
         vm_monitor_addr=args.vm_monitor_addr,
         resize_swap_on_bind=args.resize_swap_on_bind,
         set_disk_quota_for_fs=args.set_disk_quota_for_fs,
+        activity_exclude_users=tuple(args.activity_exclude_user or ()),
+        activity_exclude_applications=tuple(args.activity_exclude_application or ()),
+        hide_password_hashes=args.hide_password_hashes,
         installed_extensions_collection_interval=args.installed_extensions_collection_interval,
         dev=args.dev,
         pg_init_timeout=args.pg_init_timeout,

@@ -1,0 +1,81 @@
+"""Sessions for requests: short, limited in time as a whole, with errors that say what to answer (contract 03 A-15)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import psycopg
+import trio
+from msgspec import structs
+
+from trio_compute.db.maintenance import Connection, ConnectRefused, failure_text, maintenance_target, open_maintenance
+from trio_compute.errors import PostgresError
+from trio_compute.settings import Deadlines
+
+NO_SUCH_DATABASE = "3D000"
+UNDEFINED_TABLE = "42P01"
+DISK_FULL = "53100"
+READ_ONLY = "25006"
+_TIMEOUTS = frozenset({"57014", "55P03"})
+
+
+class SqlFailed(PostgresError):
+    """Report a statement or a connection that failed; `sqlstate` is None if the server could not tell."""
+
+    def __init__(self, message: str, sqlstate: str | None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class TimedOut(PostgresError):
+    """Report that Postgres did not do it in time."""
+
+
+class NotFound(PostgresError):
+    """Report that an object that was named does not exist."""
+
+
+class Conflicting(PostgresError):
+    """Report that an object or the server is not in a state that allows what was asked for."""
+
+
+@asynccontextmanager
+async def open_request_session(
+    connstr: str, purpose: str, deadlines: Deadlines, *, database: str | None = None
+) -> AsyncIterator[Connection]:
+    """Open a maintenance session in a database, by default the URL's, and bound all that is done with it.
+
+    Raises TimedOut, NotFound for an unknown database, and SqlFailed, also for what the block lets out of psycopg.
+    """
+    limits = structs.replace(
+        deadlines,
+        catalog_connect=deadlines.request_connect,
+        catalog_retry=deadlines.request_connect,
+        catalog_statement=deadlines.request_total,
+        catalog_lock=deadlines.request_total,
+    )
+    target = maintenance_target(connstr, purpose, limits)
+    target = target if database is None else target.replace(dbname=database)
+    try:
+        with trio.fail_after(deadlines.request_total):
+            async with AsyncExitStack() as stack:
+                with trio.fail_after(deadlines.request_connect):
+                    connection = await stack.enter_async_context(open_maintenance(target, limits))
+                yield connection
+    except trio.TooSlowError:
+        raise TimedOut("timed out") from None
+    except ConnectRefused as error:
+        if error.sqlstate == NO_SUCH_DATABASE and database is not None:
+            raise NotFound(f"database {database!r} does not exist") from None
+        raise SqlFailed(str(error), error.sqlstate) from None
+    except psycopg.Error as error:
+        if error.sqlstate in _TIMEOUTS:
+            raise TimedOut("timed out") from None
+        raise SqlFailed(failure_text(error), error.sqlstate) from None
+
+
+async def rows(connection: Connection, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """Return all rows of a query."""
+    return await (await connection.execute(query.encode(), parameters or None)).fetchall()
