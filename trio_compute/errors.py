@@ -6,6 +6,10 @@ ComputeError
 ├── StorageError    pageserver, safekeepers or their answers
 ├── RemoteError     control plane and other HTTP services
 ├── PostgresError   the postmaster, its tools, or SQL
+│   ├── SqlFailed       a statement or a connection, with its SQLSTATE    HTTP 500
+│   ├── NotFound        an object that was named does not exist           HTTP 404
+│   ├── Conflicting     something is not in a state that allows it        HTTP 409
+│   └── TimedOut        Postgres took too long                            HTTP 504
 └── HostError       files, users, processes of this machine
 
 Each adapter translates foreign exceptions once, at its edge. Callers decide by type or by attribute, never by text.
@@ -44,6 +48,29 @@ class RemoteError(ComputeError):
 
 class PostgresError(ComputeError):
     """Report that Postgres or one of its tools failed."""
+
+
+class SqlFailed(PostgresError):
+    """Report a statement or a connection that failed; `sqlstate` is None if the server could not tell."""
+
+    def __init__(self, message: str, sqlstate: str | None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class NotFound(PostgresError):
+    """Report that an object that was named does not exist."""
+
+
+class Conflicting(PostgresError):
+    """Report that an object or the server is not in a state that allows what was asked for."""
+
+
+class TimedOut(PostgresError):
+    """Report that Postgres did not do in time what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("timed out")
 
 
 class HostError(ComputeError):

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from trio_compute.db.request_session import UNDEFINED_TABLE, SqlFailed, open_request_session, rows
+from trio_compute.db.request_session import UNDEFINED_TABLE, open_request_session, rows
+from trio_compute.errors import SqlFailed
 from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.settings import Deadlines
 from trio_compute.telemetry.redaction import redact

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trio_compute.db.maintenance import ADVISORY_LOCK, Connection
-from trio_compute.db.request_session import Conflicting, NotFound, SqlFailed, open_request_session, rows
+from trio_compute.db.request_session import open_request_session, rows
+from trio_compute.errors import Conflicting, NotFound, SqlFailed
 from trio_compute.plan.catalog.quoting import identifier
 from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger

@@ -11,7 +11,7 @@ import trio
 from msgspec import structs
 
 from trio_compute.db.maintenance import Connection, ConnectRefused, failure_text, maintenance_target, open_maintenance
-from trio_compute.errors import PostgresError
+from trio_compute.errors import NotFound, SqlFailed, TimedOut
 from trio_compute.settings import Deadlines
 
 NO_SUCH_DATABASE = "3D000"
@@ -19,26 +19,6 @@ UNDEFINED_TABLE = "42P01"
 DISK_FULL = "53100"
 READ_ONLY = "25006"
 _TIMEOUTS = frozenset({"57014", "55P03"})
-
-
-class SqlFailed(PostgresError):
-    """Report a statement or a connection that failed; `sqlstate` is None if the server could not tell."""
-
-    def __init__(self, message: str, sqlstate: str | None) -> None:
-        super().__init__(message)
-        self.sqlstate = sqlstate
-
-
-class TimedOut(PostgresError):
-    """Report that Postgres did not do it in time."""
-
-
-class NotFound(PostgresError):
-    """Report that an object that was named does not exist."""
-
-
-class Conflicting(PostgresError):
-    """Report that an object or the server is not in a state that allows what was asked for."""
 
 
 @asynccontextmanager
@@ -65,14 +45,14 @@ async def open_request_session(
                     connection = await stack.enter_async_context(open_maintenance(target, limits))
                 yield connection
     except trio.TooSlowError:
-        raise TimedOut("timed out") from None
+        raise TimedOut from None
     except ConnectRefused as error:
         if error.sqlstate == NO_SUCH_DATABASE and database is not None:
             raise NotFound(f"database {database!r} does not exist") from None
         raise SqlFailed(str(error), error.sqlstate) from None
     except psycopg.Error as error:
         if error.sqlstate in _TIMEOUTS:
-            raise TimedOut("timed out") from None
+            raise TimedOut from None
         raise SqlFailed(failure_text(error), error.sqlstate) from None
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trio_compute.db.request_session import DISK_FULL, UNDEFINED_TABLE, SqlFailed, open_request_session
-from trio_compute.errors import PostgresError
+from trio_compute.db.request_session import DISK_FULL, UNDEFINED_TABLE, open_request_session
+from trio_compute.errors import PostgresError, SqlFailed
 from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
