@@ -54,6 +54,9 @@ async def _statement(connection: Connection, name: str, version: str) -> str | N
         return None
     if installed:
         return f"ALTER EXTENSION {identifier(name)} UPDATE TO {identifier(version)}"
+    if "--" in name or "/" in name or name.strip("-") != name:
+        # Postgres reports these as it does a version that does not exist.
+        raise NotFound(f"extension {name!r} is not available")
     # An extension whose control file names its schema refuses any other.
     fixed = await rows(connection, _FIXED_SCHEMA, name, version)
     schema = "" if fixed else f" WITH SCHEMA {DEFAULT_SCHEMA}"
