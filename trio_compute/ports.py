@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_compute.db.runtime_sql import RuntimeSql
 from trio_compute.db.target import Target
 from trio_compute.errors import HostError, SpecError
 from trio_compute.host.core_dumps import log_backtraces
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 KEPT_BETWEEN_ATTEMPTS = ("postgresql.conf", KEY_FILE, CERTIFICATE_FILE)
 
 
-class Host:
+class Host(RuntimeSql):
     """Reach the real files, processes and storage services."""
 
     # Taken from the configuration once, at process start (contract 01 §5).

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import os
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Protocol
 
 import trio
 
-from trio_compute.errors import ComputeError, cause_chain
+from trio_compute.errors import ComputeError, PostgresError, cause_chain
 from trio_compute.host.reaper import reap_orphans
 from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.compute import Compute
@@ -22,9 +23,11 @@ from trio_compute.model.spec import ComputeConfig
 from trio_compute.plan.unapplied import unapplied
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
+from trio_compute.services.activity import ActivityMonitor
 from trio_compute.services.apply_queue import Job, Rejected, Succeeded
 from trio_compute.services.certificate import watch_certificate
 from trio_compute.services.configure import Configurator
+from trio_compute.services.extension_statistics import ExtensionStatistics
 from trio_compute.services.life import Life
 from trio_compute.services.prepare import prepare_pgdata, sync_with_retries
 from trio_compute.services.signals import relay_signals
@@ -155,9 +158,12 @@ async def live(life: Life, first: Job | None) -> None:
                 postmaster = await postgres.enter_async_context(host.open_postmaster(job.spec, compute.urgency))
                 life.postmaster = postmaster
                 postgres.callback(life.begin_end)
-                await host.wait_ready(postmaster)
+                in_time = partial(_init_timeout, compute.settings, trio.current_time())
+                with in_time():
+                    await host.wait_ready(postmaster)
             configurator = Configurator(compute, host, postmaster, life.queue)
-            await configurator.configure_as_primary(job.spec)
+            with in_time():
+                await configurator.configure_as_primary(job.spec)
         compute.spans.add("total_startup", start_seconds=began)
         compute.apply(ev.Started())
         job.settle(Succeeded())
@@ -190,12 +196,25 @@ async def _starting(compute: Compute, job: Job) -> AsyncIterator[None]:
     await trio.lowlevel.checkpoint_if_cancelled()
 
 
+@contextmanager
+def _init_timeout(settings: Settings, launched_at: float) -> Iterator[None]:
+    """Raise PostgresError if a lakebase compute does not run some time after Postgres was launched (T25, D-51)."""
+    limit = settings.pg_init_timeout if settings.lakebase_mode else math.inf
+    with trio.move_on_at(launched_at + limit) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise PostgresError(f"the compute does not run {limit:g} s after Postgres was launched (--pg-init-timeout)")
+
+
 async def _serve_until_exit(life: Life, postmaster: Postmaster, configurator: Configurator) -> None:
     compute = life.compute
     compute.postgres_running = True
     try:
         async with trio.open_nursery() as services:
             services.start_soon(critical, compute, "configurator", configurator.serve)
+            services.start_soon(critical, compute, "activity", ActivityMonitor(compute, life.host.open_watch).serve)
+            statistics = ExtensionStatistics(compute, life.host.collect_installed_extensions)
+            services.start_soon(best_effort, "extension statistics", statistics.serve)
             code = await postmaster.wait()
             log.warning("Postgres exited by itself", code=code)
             compute.end(Ending.POSTGRES_EXITED)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
+from trio_compute.db.activity import Watch
+from trio_compute.db.listing import ListedDatabase, ListedRole, Listing
 from trio_compute.db.reload import ReloadReport
 from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.ending import Urgency
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.model.spec import ComputeConfig
+from trio_compute.plan.activity import Observation
+from trio_compute.plan.activity import Statistics as SessionStatistics
+from trio_compute.plan.extension_statistics import Statistics
 from trio_compute.plan.lease import LeaseTerms
 from trio_compute.plan.preview import Preview
 from trio_compute.ports import Host
@@ -64,6 +71,34 @@ class FakeChild:
         return self.returncode
 
 
+class FakeWatch:
+    """A Postgres to look at: what it shows can be changed, and it may fail or hang instead."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Any] = {}
+        self.statistics = SessionStatistics(0.0, 0)
+        self.now = dt.datetime(2026, 3, 4, 12, tzinfo=dt.UTC)
+        self.failure: Exception | None = None
+        self.refusal: Exception | None = None
+        self.looks: list[tuple[float, bool]] = []
+        self.connections: list[float] = []
+        self.look_seconds = 0.0
+
+    async def connect(self) -> None:
+        self.connections.append(trio.current_time())
+        await trio.sleep(self.look_seconds)
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def look(self, *, statistics: bool) -> Observation:
+        self.looks.append((trio.current_time(), statistics))
+        await trio.sleep(self.look_seconds)
+        if self.failure is not None:
+            raise self.failure
+        now = self.now + dt.timedelta(seconds=trio.current_time())
+        return Observation(now=now, statistics=self.statistics if statistics else None, **self.seen)
+
+
 class FakeHost(Host):
     """Every port takes `pace` seconds, fails as scripted in `failures`, and is noted in `calls`."""
 
@@ -83,6 +118,13 @@ class FakeHost(Host):
         self.written: list[ParsedSpec] = []
         self.subscribers_stopped = False
         self.active_sessions = 0
+        self.watch = FakeWatch()
+        self.statistics: list[Statistics | Exception] = []
+        self.collections = 0
+        self.has_room = True
+        self.insights: list[dict[str, Any]] = []
+        self.listing = Listing((ListedRole("cloud_admin"),), (ListedDatabase("postgres", "cloud_admin", False, False),))
+        self.asked: list[tuple[Any, ...]] = []
 
     async def _port(self, name: str) -> None:
         self.calls.append(name)
@@ -190,6 +232,41 @@ class FakeHost(Host):
 
         await self._port("open_session_count")
         yield count
+
+    @asynccontextmanager
+    async def open_watch(self) -> AsyncIterator[Watch]:
+        await self.watch.connect()
+        yield self.watch
+
+    async def collect_installed_extensions(self) -> Statistics:
+        self.collections += 1
+        await trio.sleep(self.pace)
+        found = self.statistics.pop(0) if self.statistics else Statistics({})
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def check_writability(self) -> bool:
+        await self._port("check_writability")
+        return self.has_room
+
+    async def collect_insights(self) -> list[dict[str, Any]]:
+        await self._port("collect_insights")
+        return self.insights
+
+    async def list_catalog(self) -> Listing:
+        await self._port("list_catalog")
+        return self.listing
+
+    async def install_extension(self, database: str, name: str, version: str) -> bool:
+        self.asked.append((database, name, version))
+        await self._port("install_extension")
+        return True
+
+    async def grant_on_schema(self, database: str, schema: str, role: str, privileges: Sequence[str]) -> bool:
+        self.asked.append((database, schema, role, tuple(privileges)))
+        await self._port("grant_on_schema")
+        return True
 
     def stop_neighbours(self) -> None:
         self.calls.append("stop_neighbours")

@@ -45,10 +45,11 @@ def _passage_data(passage: Passage, error: str | None) -> dict[str, Any]:
 
 
 class Notices(Struct):
-    """Hold what an operator should know beside the status: settings that wait for a restart, failed migrations."""
+    """Hold what an operator should know beside the status: what waits for a restart, what failed."""
 
     pending_restart: tuple[str, ...] = ()
     migration_error: str | None = None
+    activity_error: str | None = None
 
 
 class Compute:

@@ -74,10 +74,10 @@ def transition(state: State, event: Event) -> State:
     if status is None:
         raise IllegalTransition(state.status, event)
     revision = state.revision + (status is not state.status)
-    return structs.replace(state, status=status, revision=revision, **_remembered(event))
+    return structs.replace(state, status=status, revision=revision, **_remembered(state, event))
 
 
-def _remembered(event: Event) -> dict[str, Any]:
+def _remembered(state: State, event: Event) -> dict[str, Any]:
     match event:
         case ev.SpecKnown(spec=spec, at=at) | ev.StartBegan(spec=spec, at=at):
             return {"spec": spec, "start_time": at}
@@ -95,6 +95,6 @@ def _remembered(event: Event) -> dict[str, Any]:
         case ev.Terminated(flush_lsn=lsn, error=error):
             return {"flush_lsn": lsn, "termination_error": error}
         case ev.Active(at=at):
-            return {"last_active": at}
+            return {"last_active": at if state.last_active is None else max(at, state.last_active)}
         case _:
             return {}

@@ -37,6 +37,7 @@ class StatusResponse(Struct, frozen=True, kw_only=True):
     restart_required: tuple[str, ...] | UnsetType = UNSET
     pending_restart: tuple[str, ...] | UnsetType = UNSET
     migration_error: str | UnsetType = UNSET
+    activity_error: str | UnsetType = UNSET
 
 
 class HealthResponse(Struct, frozen=True):

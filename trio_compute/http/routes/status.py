@@ -88,6 +88,7 @@ def status_response(compute: Compute) -> StatusResponse:
         restart_required=state.restart_required or UNSET,
         pending_restart=notices.pending_restart or UNSET,
         migration_error=UNSET if notices.migration_error is None else redact(notices.migration_error),
+        activity_error=UNSET if notices.activity_error is None else redact(notices.activity_error),
     )
 
 
