@@ -13,12 +13,12 @@ from typing import Any
 import trio
 
 from trio_compute.db.activity import Watch
-from trio_compute.db.listing import ListedDatabase, ListedRole, Listing
 from trio_compute.db.reload import ReloadReport
 from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.ending import Urgency
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
+from trio_compute.model.responses import CatalogDatabase, CatalogResponse, CatalogRole
 from trio_compute.model.spec import ComputeConfig
 from trio_compute.plan.activity import Observation
 from trio_compute.plan.activity import Statistics as SessionStatistics
@@ -123,7 +123,9 @@ class FakeHost(Host):
         self.collections = 0
         self.has_room = True
         self.insights: list[dict[str, Any]] = []
-        self.listing = Listing((ListedRole("cloud_admin"),), (ListedDatabase("postgres", "cloud_admin", False, False),))
+        self.listing = CatalogResponse(
+            [CatalogRole("cloud_admin")], [CatalogDatabase("postgres", "cloud_admin", False, False)]
+        )
         self.asked: list[tuple[Any, ...]] = []
 
     async def _port(self, name: str) -> None:
@@ -254,7 +256,7 @@ class FakeHost(Host):
         await self._port("collect_insights")
         return self.insights
 
-    async def list_catalog(self) -> Listing:
+    async def list_catalog(self) -> CatalogResponse:
         await self._port("list_catalog")
         return self.listing
 

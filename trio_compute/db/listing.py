@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
-
 from trio_compute.db.request_session import open_request_session, rows
+from trio_compute.model.responses import CatalogDatabase, CatalogResponse, CatalogRole
 from trio_compute.settings import Deadlines
 
 _ROLES = "SELECT rolname::text, rolpassword FROM pg_catalog.pg_authid ORDER BY rolname"
@@ -14,30 +13,7 @@ SELECT d.datname::text, o.rolname::text, NOT d.datallowconn, d.datconnlimit = -2
 FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles o ON o.oid = d.datdba ORDER BY d.datname"""
 
 
-class ListedRole(Struct, frozen=True):
-    """Describe one role; its password is the text that Postgres stores, None without one or when hidden."""
-
-    name: str
-    encrypted_password: str | None = None
-
-
-class ListedDatabase(Struct, frozen=True):
-    """Describe one database."""
-
-    name: str
-    owner: str
-    restrict_conn: bool
-    invalid: bool
-
-
-class Listing(Struct, frozen=True):
-    """Hold all roles and databases, ordered by name."""
-
-    roles: tuple[ListedRole, ...]
-    databases: tuple[ListedDatabase, ...]
-
-
-async def list_catalog(connstr: str, deadlines: Deadlines, *, hide_passwords: bool) -> Listing:
+async def list_catalog(connstr: str, deadlines: Deadlines, *, hide_passwords: bool) -> CatalogResponse:
     """Return all roles and databases, those of the system included; hidden passwords are not even read (A-08).
 
     Raises PostgresError: an answer that is cut short is never taken for a whole one.
@@ -45,4 +21,4 @@ async def list_catalog(connstr: str, deadlines: Deadlines, *, hide_passwords: bo
     async with open_request_session(connstr, "get_dbs_and_roles", deadlines) as connection:
         roles = await rows(connection, _ROLES_ONLY if hide_passwords else _ROLES)
         databases = await rows(connection, _DATABASES)
-    return Listing(tuple(ListedRole(*row) for row in roles), tuple(ListedDatabase(*row) for row in databases))
+    return CatalogResponse([CatalogRole(*row) for row in roles], [CatalogDatabase(*row) for row in databases])

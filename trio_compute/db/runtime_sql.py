@@ -11,7 +11,7 @@ from trio_compute.settings import Settings
 
 if TYPE_CHECKING:
     from trio_compute.db.activity import Watch
-    from trio_compute.db.listing import Listing
+    from trio_compute.model.responses import CatalogResponse
     from trio_compute.plan.extension_statistics import Statistics
 
 
@@ -46,7 +46,7 @@ class RuntimeSql:
 
         return await collect_insights(self.settings.connstr, self.settings.deadlines)
 
-    async def list_catalog(self) -> Listing:
+    async def list_catalog(self) -> CatalogResponse:
         """Return all roles and databases."""
         from trio_compute.db.listing import list_catalog
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import trio
 from msgspec import UNSET, structs
 
-from trio_compute.errors import ComputeError, SpecError, cause_chain
+from trio_compute.errors import ComputeError, Conflicting, NotFound, PostgresError, SpecError, TimedOut, cause_chain
 from trio_compute.lifecycle.compute import Compute
-from trio_compute.lifecycle.status import Status
+from trio_compute.lifecycle.status import TERMINATION_PENDING, Status
 from trio_compute.lifecycle.transitions import IllegalTransition
+from trio_compute.model.catalog_rules import MAX_NAME_BYTES, is_possible_name
 from trio_compute.model.decode import MalformedJson, encode
 from trio_compute.model.responses import ErrorResponse
 from trio_compute.plan.catalog.failures import Failure
@@ -43,6 +45,9 @@ def _redacted(failure: Failure) -> dict[str, str | None]:
     return {name: value and redact(value) for name, value in structs.asdict(failure).items()}
 
 
+_STATUS_OF: Mapping[type[ComputeError], int] = {NotFound: 404, Conflicting: 409, TimedOut: 504}
+
+
 def problem_of(error: Exception, path: str) -> Problem:
     """Return how an error is answered; one that nobody foresaw is a defect, whose text goes to the log alone."""
     match error:
@@ -57,10 +62,28 @@ def problem_of(error: Exception, path: str) -> Problem:
         case trio.TooSlowError():
             return Problem(504, "timed out")
         case ComputeError():
-            return Problem(500, cause_chain(error))
+            return Problem(_STATUS_OF.get(type(error), 500), cause_chain(error))
         case _:
             log.error("handler failed", path=path, error=cause_chain(error))
             return Problem(500, "internal error")
+
+
+@contextmanager
+def explained(prefix: str) -> Iterator[None]:
+    """Say before the text of a failure of Postgres what was being done; `timed out` stays as it is (A-15)."""
+    try:
+        yield
+    except TimedOut:
+        raise
+    except PostgresError as error:
+        raise Problem(_STATUS_OF.get(type(error), 500), f"{prefix}: {cause_chain(error)}") from None
+
+
+def require_names(**names: str) -> None:
+    """Raise the 400 of a name that Postgres would cut or refuse (A-17)."""
+    for what, name in names.items():
+        if not is_possible_name(name):
+            raise Problem(400, f"{what} must have 1 to {MAX_NAME_BYTES} bytes and no NUL")
 
 
 def unacceptable_body(error: SpecError) -> Problem:
@@ -78,6 +101,13 @@ def body_too_large() -> Problem:
 def wrong_status(status: Status) -> Problem:
     """Return the problem of a request that the present status does not allow."""
     return Problem(412, f"invalid compute status: {status.kebab}")
+
+
+def require_postgres(compute: Compute) -> None:
+    """Raise the 412 of a request that needs a Postgres that runs, whatever the status is beside that (03 §5.5)."""
+    status = compute.state.status
+    if not compute.postgres_running or status in TERMINATION_PENDING:
+        raise wrong_status(status)
 
 
 def require_running(compute: Compute) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from trio_compute.http.operation import MEBIBYTE, Operation, Reply, always
+from trio_compute.http.routes.check_writability import check_writability
 from trio_compute.http.routes.configure import configure
+from trio_compute.http.routes.dbs_and_roles import dbs_and_roles
 from trio_compute.http.routes.events import CONTENT_TYPE as EVENT_STREAM
 from trio_compute.http.routes.events import events
+from trio_compute.http.routes.extensions import extensions
 from trio_compute.http.routes.failpoints import failpoints
+from trio_compute.http.routes.grants import grants
 from trio_compute.http.routes.health import livez, readyz, startupz
+from trio_compute.http.routes.insights import insights
 from trio_compute.http.routes.reads import metrics_json, metrics_text, spans
 from trio_compute.http.routes.refresh_configuration import refresh_configuration
 from trio_compute.http.routes.status import is_long_poll, status
@@ -31,6 +36,9 @@ WRONG_STATUS = _error("The status of the compute does not allow it.")
 TERMINATING = _error("The compute is terminating.")
 BAD_QUERY = _error("A parameter is missing or cannot be understood.")
 INTERNAL = _error("It failed; the text says how.")
+TIMED_OUT = _error("Postgres did not do it in time.")
+SQL_PROBLEMS = {412: WRONG_STATUS, 500: INTERNAL, 503: TERMINATING, 504: TIMED_OUT}
+NOT_FOUND = _error("An object that was named does not exist.")
 BODY_PROBLEMS = {
     400: _error("The body is not JSON, or what it says is not acceptable."),
     413: _error("The body is too large."),
@@ -111,6 +119,30 @@ EXTERNAL: tuple[Operation, ...] = (
         },
         waits=always,
     ),
+    Operation(
+        method="POST",
+        path="/check_writability",
+        handler=check_writability,
+        summary="Try whether Postgres can write.",
+        replies={200: Reply(bool, "It can, or only the disk or a quota is full."), **SQL_PROBLEMS},
+        waits=always,
+    ),
+    Operation(
+        method="GET",
+        path="/dbs_and_roles",
+        handler=dbs_and_roles,
+        summary="List all databases and roles.",
+        replies={200: Reply(told.CatalogResponse, "They are listed by name."), **SQL_PROBLEMS},
+        waits=always,
+    ),
+    Operation(
+        method="GET",
+        path="/insights",
+        handler=insights,
+        summary="Tell which statements take longest.",
+        replies={200: Reply(told.InsightsResponse, "At most 100 statements, the slowest first."), **SQL_PROBLEMS},
+        waits=always,
+    ),
     _probe("/livez", livez, "Tell whether this process works."),
     _probe("/readyz", readyz, "Tell whether Postgres takes connections."),
     _probe("/startupz", startupz, "Tell whether the start is over."),
@@ -123,6 +155,36 @@ INTERNAL_ONLY: tuple[Operation, ...] = (
         handler=refresh_configuration,
         summary="Fetch the configuration again.",
         replies={200: Reply(None, "It will be fetched."), 500: _error("The status does not allow it.")},
+        needs_token=False,
+    ),
+    Operation(
+        method="POST",
+        path="/extensions",
+        handler=extensions,
+        summary="Install an extension, or bring it to another version.",
+        body=asked.ExtensionRequest,
+        replies={
+            201: Reply(told.ExtensionResponse, "It is installed at that version."),
+            **BODY_PROBLEMS,
+            404: NOT_FOUND,
+            409: _error("There is no such version, or no way to it."),
+            **SQL_PROBLEMS,
+        },
+        needs_token=False,
+    ),
+    Operation(
+        method="POST",
+        path="/grants",
+        handler=grants,
+        summary="Grant what a role lacks on a schema.",
+        body=asked.GrantsRequest,
+        replies={
+            201: Reply(told.GrantsResponse, "The role has it."),
+            **BODY_PROBLEMS,
+            404: NOT_FOUND,
+            409: _error("Something is left to grant, and the server is read-only."),
+            **SQL_PROBLEMS,
+        },
         needs_token=False,
     ),
     Operation(

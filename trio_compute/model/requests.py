@@ -9,6 +9,20 @@ from msgspec import Meta, Struct
 from trio_compute.model.spec import ComputeSpec, Wire
 
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Privilege = Literal[
+    "SELECT",
+    "INSERT",
+    "UPDATE",
+    "DELETE",
+    "TRUNCATE",
+    "REFERENCES",
+    "TRIGGER",
+    "USAGE",
+    "CREATE",
+    "CONNECT",
+    "TEMPORARY",
+    "EXECUTE",
+]
 TerminateMode = Literal["fast", "immediate"]
 
 
@@ -52,3 +66,20 @@ class FailpointRequest(Struct, frozen=True):
     name: str
     actions: str | None = None
     action: str | None = None
+
+
+class ExtensionRequest(Struct, frozen=True):
+    """Be the body of `/extensions`: what to install, in which database, at which version."""
+
+    extension: str
+    database: str
+    version: str
+
+
+class GrantsRequest(Struct, frozen=True):
+    """Be the body of `/grants`: what a role shall have on a schema; only `USAGE` and `CREATE` mean something there."""
+
+    database: str
+    schema: str
+    privileges: list[Privilege]
+    role: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -51,6 +52,53 @@ class TerminateResponse(Struct, frozen=True):
     """Answer `/terminate`: the LSN up to which a primary's WAL is safe, null for other modes."""
 
     lsn: str | None
+
+
+class CatalogRole(Struct, frozen=True):
+    """Describe one role; the password is what Postgres stores, null without one or with `--hide-password-hashes`."""
+
+    name: str
+    encrypted_password: str | None = None
+    options: None = None
+
+
+class CatalogDatabase(Struct, frozen=True):
+    """Describe one database: whether it takes no connections, and whether its deletion was cut short."""
+
+    name: str
+    owner: str
+    restrict_conn: bool
+    invalid: bool
+    options: None = None
+
+
+class CatalogResponse(Struct, frozen=True):
+    """Answer `/dbs_and_roles`: all roles and databases by name, those of the system included."""
+
+    roles: list[CatalogRole]
+    databases: list[CatalogDatabase]
+
+
+class InsightsResponse(Struct, frozen=True):
+    """Answer `/insights`: the slowest statements of users, with the columns of the view of that name."""
+
+    pg_stat_statements: list[dict[str, Any]]
+
+
+class ExtensionResponse(Struct, frozen=True):
+    """Answer `/extensions`: the version that is installed now."""
+
+    extension: str
+    version: str
+
+
+class GrantsResponse(Struct, frozen=True):
+    """Answer `/grants`: what the role has now."""
+
+    database: str
+    schema: str
+    privileges: list[str]
+    role: str
 
 
 class ErrorResponse(Struct, frozen=True):
