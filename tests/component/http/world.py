@@ -79,6 +79,7 @@ class World:
         self.queue = life.queue
         self.servers = servers
         self.host = host
+        self.errands: trio.CancelScope | None = None
         self.port, self.internal_port = ports
 
     @property
@@ -101,6 +102,11 @@ class World:
         assert job is not None
         self.compute.apply(ev.ApplyBegan())
         return job
+
+    def end_errands(self) -> None:
+        """Cancel what is being done for requests, as the end of the life of the compute does."""
+        assert self.errands is not None
+        self.errands.cancel()
 
     def finish_termination(self, terminated: ev.Terminated) -> None:
         """Say that Postgres is gone, as winding down does."""
@@ -148,9 +154,10 @@ async def open_world(
     ports = (sockets.external_port, sockets.internal_port)
     async with trio.open_nursery() as nursery:
         await nursery.start(servers.serve)
-        errands = await nursery.start(_serve_errands, life)
-        yield World(life, servers, ports, host)
-        errands.cancel()
+        world = World(life, servers, ports, host)
+        world.errands = await nursery.start(_serve_errands, life)
+        yield world
+        world.end_errands()
         servers.drain()
         nursery.cancel_scope.deadline = trio.current_time() + drain_seconds + PATIENCE_SECONDS
     assert not nursery.cancel_scope.cancelled_caught, "the servers did not end"
