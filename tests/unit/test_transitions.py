@@ -212,3 +212,13 @@ def test_the_diagram_shows_each_change_of_status_with_its_events() -> None:
             expected.setdefault(f"{source.value} --> {target.value}", set()).add(event.__name__)
     assert {edge: set(names.split(", ")) for edge, names in edges.items()} == expected
     assert mermaid().endswith("\n")
+
+
+@pytest.mark.parametrize("seen_before", [LATER, LATER + dt.timedelta(microseconds=1)])
+def test_activity_only_moves_forward(seen_before: dt.datetime) -> None:
+    """Contract 06 §2.2: taken only if it is later than the present one, and any value beats none."""
+    state = transition(state_in(S.RUNNING), ev.Active(at=seen_before))
+    assert state.last_active == seen_before
+    assert transition(state, ev.Active(at=LATER)).last_active == seen_before
+    later = seen_before + dt.timedelta(seconds=1)
+    assert transition(state, ev.Active(at=later)).last_active == later
