@@ -51,6 +51,15 @@ class BarePostgres:
     """Run one server until `stop`, and speak SQL to it as the superuser or as anybody."""
 
     def __init__(self, tree: Path, run_as: RunAs) -> None:
+        self._take_place(tree, run_as)
+        self._run(
+            "initdb", "-D", str(self.data), "-U", SUPERUSER, "-N", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"
+        )
+        lines = [f"{name} = {value}\n" for name, value in {**_CONF, "port": str(self.port)}.items()]
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(lines)
+
+    def _take_place(self, tree: Path, run_as: RunAs) -> None:
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/var/tmp"
         self.directory = Path(tempfile.mkdtemp(prefix="trio-compute-bare-", dir=base))
         self.directory.chmod(0o755)
@@ -59,12 +68,15 @@ class BarePostgres:
         run_as.own(self.data)
         self._bin, self._run_as = tree / "bin", run_as
         self.port = free_port()
-        self._run(
-            "initdb", "-D", str(self.data), "-U", SUPERUSER, "-N", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"
-        )
-        lines = [f"{name} = {value}\n" for name, value in {**_CONF, "port": str(self.port)}.items()]
-        with (self.data / "postgresql.conf").open("a") as file:
-            file.writelines(lines)
+
+    def clone_standby(self) -> BarePostgres:
+        """Return a replica that follows this server, not started yet."""
+        copy = object.__new__(BarePostgres)
+        copy._take_place(self._bin.parent, self._run_as)
+        self._run("pg_basebackup", "-D", str(copy.data), "-d", self.url(), "-R", "-c", "fast", "-X", "stream")
+        with (copy.data / "postgresql.conf").open("a") as file:
+            file.write(f"port = {copy.port}\n")
+        return copy
 
     def start(self) -> None:
         """Start the server and wait until it accepts connections."""

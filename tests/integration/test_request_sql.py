@@ -420,3 +420,45 @@ async def test_more_databases_than_the_limit_are_cut_off_by_name(server: BarePos
     assert log_lines.with_text("not all databases are looked at")
     assert sum(statistics.databases_with.values()) == 2
     assert sum(everything.databases_with.values()) > 2
+
+
+@pytest.fixture(scope="module")
+def standby(major: int) -> Iterator[tuple[BarePostgres, BarePostgres]]:
+    """Run a primary with a replica that follows it."""
+    primary = BarePostgres(binaries.ensure(major), ordinary_run_as())
+    try:
+        primary.start()
+        replica = primary.clone_standby()
+        try:
+            replica.start()
+            yield primary, replica
+        finally:
+            replica.remove()
+    finally:
+        primary.remove()
+
+
+async def test_on_a_replica_nothing_is_granted_but_what_is_there_is_enough(
+    standby: tuple[BarePostgres, BarePostgres],
+) -> None:
+    """06 §15 and R-15: on a real replica, also for a role without login and for what it has through others."""
+    primary, replica = standby
+    primary.sql("CREATE ROLE reader; CREATE ROLE member; CREATE ROLE team; GRANT team TO member; CREATE SCHEMA auth")
+    grant = partial(grant_on_schema, primary.url(), "postgres", "auth", deadlines=QUICK)
+    primary.sql(HEALTH_CHECK)
+    assert await grant("reader", ["USAGE"])
+    assert await grant("team", ["CREATE"])
+    [(lsn,)] = primary.sql("SELECT pg_current_wal_lsn()::text")
+    with trio.fail_after(20):
+        while replica.sql("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", lsn) != [(True,)]:
+            await trio.sleep(0.02)
+    again = partial(grant_on_schema, replica.url(), "postgres", "auth", deadlines=QUICK)
+    assert not await again("reader", ["USAGE"])
+    assert not await again("member", ["CREATE"])
+    with pytest.raises(Conflicting, match="read-only"):
+        await again("reader", ["USAGE", "CREATE"])
+    with pytest.raises(SqlFailed) as failure:
+        await check_writability(replica.url(), QUICK)
+    assert failure.value.sqlstate == "25006"
+    assert not await install_extension(replica.url(), "postgres", "plpgsql", "1.0", QUICK)
+    assert (await collect_installed_extensions(replica.url(), QUICK)).failures == 0
