@@ -62,7 +62,6 @@ async def open_watch(connstr: str, exclusions: Exclusions, deadlines: Deadlines)
     )
     target = maintenance_target(connstr, PURPOSE, limits)
     connection: Connection = await TrioConnection.connect(target, connect_timeout_seconds=deadlines.monitor_connect)
-    connection.prepare_threshold = None
     connection.cancel_seconds = CANCEL_SECONDS
     try:
         yield _Session(connection, exclusions, deadlines.monitor_statement)
@@ -107,7 +106,8 @@ class _Session:
         self._statistics_fail = True
 
     async def _observe(self, query: bytes) -> Observation:
-        row = await (await self._connection.execute(query, self._parameters)).fetchone()
+        # Planning these views anew twice a second would cost four times as much as reading them.
+        row = await (await self._connection.execute(query, self._parameters, prepare=True)).fetchone()
         if row is None:
             raise psycopg.DataError("a query that always has one row had none")
         return _observation(row)
