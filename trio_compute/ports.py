@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,9 @@ from trio_compute.telemetry.spans import Recorder
 if TYPE_CHECKING:
     from trio_compute.db.reload import ReloadReport
     from trio_compute.plan.preview import Preview
+    from trio_compute.plan.remote_extensions import Archive
+    from trio_compute.postgres.extension_staging import Places
+    from trio_compute.postgres.installation import Installation
 
 KEPT_BETWEEN_ATTEMPTS = ("postgresql.conf", KEY_FILE, CERTIFICATE_FILE)
 
@@ -261,6 +264,35 @@ class Host:
         from trio_compute.db.sessions import open_session_count
 
         return open_session_count(self.settings.connstr, self.settings.deadlines)
+
+    async def inspect_installation(self) -> Installation:
+        """Return what pg_config says; raise HostError if it cannot be asked."""
+        from trio_compute.postgres.installation import inspect_installation
+
+        return await inspect_installation(self.pgbin, environ=self._environ(None), run_as=self.run_as)
+
+    async def sweep_extensions(self, places: Places) -> None:
+        """Remove what a killed process left where extensions are installed."""
+        from trio_compute.postgres.extension_staging import sweep
+
+        await trio.to_thread.run_sync(sweep, places)
+
+    async def write_control_files(self, files: Sequence[tuple[str, str]], places: Places) -> list[str]:
+        """Write the control files that are not there yet, return the names of the others; raise HostError."""
+        from trio_compute.postgres.extension_staging import open_staging
+
+        if not files:
+            return []
+        async with open_staging(places) as staging:
+            return await trio.to_thread.run_sync(staging.add_new, files)
+
+    async def fetch_extension(self, archive: Archive, places: Places) -> int:
+        """Download and install one archive and return its size in bytes; raise ComputeError."""
+        from trio_compute.storage.extension_gateway import fetch_extension
+
+        base_url = self.settings.remote_ext_base_url
+        assert base_url is not None
+        return await fetch_extension(base_url, archive, places, deadlines=self.settings.deadlines)
 
     def stop_neighbours(self) -> None:
         """Stop pgbouncer and local_proxy."""

@@ -62,6 +62,10 @@ class Deadlines(Struct, frozen=True, kw_only=True):
     # The first one at a start; the second when a pair from before can stay in use (contract 02 §9, D-52).
     certificate: float = 60.0
     certificate_renewal: float = 30.0
+    # The neon library waits 60 s for an extension (06 R-18).
+    extension_connect: float = 5.0
+    extension_idle: float = 15.0
+    extension_total: float = 55.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
