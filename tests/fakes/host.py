@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,10 @@ from trio_compute.model.parsed import ParsedSpec
 from trio_compute.model.spec import ComputeConfig
 from trio_compute.plan.lease import LeaseTerms
 from trio_compute.plan.preview import Preview
+from trio_compute.plan.remote_extensions import Archive
 from trio_compute.ports import Host
+from trio_compute.postgres.extension_staging import Places
+from trio_compute.postgres.installation import Installation
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.postgres.stop import stop_child
 from trio_compute.services.life import Life
@@ -82,6 +85,11 @@ class FakeHost(Host):
         self.fail_next: Exception | None = None
         self.written: list[ParsedSpec] = []
         self.subscribers_stopped = False
+        self.installation = Installation(
+            "PostgreSQL 17.11", 17, Places(Path("/nowhere/extension"), Path("/nowhere/lib"))
+        )
+        self.control_files: list[str] = []
+        self.archive_sizes: dict[str, int] = {}
         self.active_sessions = 0
 
     async def _port(self, name: str) -> None:
@@ -143,6 +151,22 @@ class FakeHost(Host):
     async def request_lsn_lease(self, terms: LeaseTerms) -> float | None:
         await self._port("request_lsn_lease")
         return time.time() + 600
+
+    async def inspect_installation(self) -> Installation:
+        await self._port("inspect_installation")
+        return self.installation
+
+    async def sweep_extensions(self, places: Places) -> None:
+        await self._port("sweep_extensions")
+
+    async def write_control_files(self, files: Sequence[tuple[str, str]], places: Places) -> list[str]:
+        await self._port("write_control_files")
+        self.control_files = [name for name, _ in files]
+        return []
+
+    async def fetch_extension(self, archive: Archive, places: Places) -> int:
+        await self._port(f"fetch {archive.extension}")
+        return self.archive_sizes.get(archive.extension, 1000)
 
     async def clean_pgdata(self) -> None:
         await self._port("clean_pgdata")

@@ -8,6 +8,7 @@ from trio_compute.http.operation import MEBIBYTE, Operation, Reply, always
 from trio_compute.http.routes.configure import configure
 from trio_compute.http.routes.events import CONTENT_TYPE as EVENT_STREAM
 from trio_compute.http.routes.events import events
+from trio_compute.http.routes.extension_server import extension_server
 from trio_compute.http.routes.failpoints import failpoints
 from trio_compute.http.routes.health import livez, readyz, startupz
 from trio_compute.http.routes.reads import metrics_json, metrics_text, spans
@@ -117,6 +118,25 @@ EXTERNAL: tuple[Operation, ...] = (
 )
 
 INTERNAL_ONLY: tuple[Operation, ...] = (
+    Operation(
+        method="POST",
+        path="/extension_server/",
+        handler=extension_server,
+        summary="Download and install an extension, or the one that brings a library.",
+        query=asked.ExtensionQuery,
+        replies={
+            200: Reply(None, "It is installed."),
+            400: BAD_QUERY,
+            404: _error("The spec does not know it or does not allow it."),
+            409: _error("There is no spec, or it says nothing about extensions."),
+            412: _error("There is no gateway to download from."),
+            500: _error("It could not be downloaded or installed."),
+            503: TERMINATING,
+        },
+        needs_token=False,
+        has_rest=True,
+        waits=always,
+    ),
     Operation(
         method="POST",
         path="/refresh_configuration",
