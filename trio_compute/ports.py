@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import trio
 
 from trio_compute.db.target import Target
 from trio_compute.errors import HostError, SpecError
-from trio_compute.host.core_dumps import log_backtraces
+from trio_compute.host.core_dumps import LAKEBASE_DIRECTORY, log_backtraces
 from trio_compute.host.files import write_atomically
 from trio_compute.host.neighbours import stop_neighbours
 from trio_compute.host.run_as import RunAs, resolve_run_as
@@ -32,6 +33,7 @@ from trio_compute.postgres import pgdata as data_directory
 from trio_compute.postgres.binaries import resolve_pgbin
 from trio_compute.postgres.certificate import CERTIFICATE_FILE, KEY_FILE, install_key_pair
 from trio_compute.postgres.postmaster import Postmaster, open_postmaster, wait_ready
+from trio_compute.postgres.tools import PostgresTools
 from trio_compute.postgres.warm_up import warm_vm_memory
 from trio_compute.settings import Settings
 from trio_compute.storage.control_plane import obtain_config
@@ -43,21 +45,20 @@ from trio_compute.telemetry.spans import Recorder
 if TYPE_CHECKING:
     from trio_compute.db.reload import ReloadReport
     from trio_compute.plan.preview import Preview
-    from trio_compute.plan.remote_extensions import Archive
-    from trio_compute.postgres.extension_staging import Places
-    from trio_compute.postgres.installation import Installation
 
 KEPT_BETWEEN_ATTEMPTS = ("postgresql.conf", KEY_FILE, CERTIFICATE_FILE)
 
 
-class Host:
+class Host(PostgresTools):
     """Reach the real files, processes and storage services."""
 
     # Taken from the configuration once, at process start (contract 01 §5).
     tls: TlsConfig | None = None
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self.settings = settings
+        self.started_at = time.time()
         self.run_as: RunAs = resolve_run_as(settings.run_as)
         self.pgbin: Path = resolve_pgbin(settings.pgbin)
         _check_connstr(settings.connstr)
@@ -265,42 +266,15 @@ class Host:
 
         return open_session_count(self.settings.connstr, self.settings.deadlines)
 
-    async def inspect_installation(self) -> Installation:
-        """Return what pg_config says; raise HostError if it cannot be asked."""
-        from trio_compute.postgres.installation import inspect_installation
-
-        return await inspect_installation(self.pgbin, environ=self._environ(None), run_as=self.run_as)
-
-    async def sweep_extensions(self, places: Places) -> None:
-        """Remove what a killed process left where extensions are installed."""
-        from trio_compute.postgres.extension_staging import sweep
-
-        await trio.to_thread.run_sync(sweep, places)
-
-    async def write_control_files(self, files: Sequence[tuple[str, str]], places: Places) -> list[str]:
-        """Write the control files that are not there yet, return the names of the others; raise HostError."""
-        from trio_compute.postgres.extension_staging import open_staging
-
-        if not files:
-            return []
-        async with open_staging(places) as staging:
-            return await trio.to_thread.run_sync(staging.add_new, files)
-
-    async def fetch_extension(self, archive: Archive, places: Places) -> int:
-        """Download and install one archive and return its size in bytes; raise ComputeError."""
-        from trio_compute.storage.extension_gateway import fetch_extension
-
-        base_url = self.settings.remote_ext_base_url
-        assert base_url is not None
-        return await fetch_extension(base_url, archive, places, deadlines=self.settings.deadlines)
-
     def stop_neighbours(self) -> None:
         """Stop pgbouncer and local_proxy."""
         stop_neighbours(self.settings)
 
     async def log_backtraces(self) -> None:
         """Log what core dumps tell."""
-        await log_backtraces(self.settings.pgdata, self.pgbin, self._environ(None))
+        directory = LAKEBASE_DIRECTORY if self.settings.lakebase_mode else self.settings.pgdata
+        environ = self._environ(None)
+        await log_backtraces(directory, self.pgbin, since=self.started_at, environ=environ, run_as=self.run_as)
 
     def _control_group(self) -> list[str]:
         return ["cgexec", "-g", f"memory:{self.settings.cgroup}"] if self.settings.autoscaling else []

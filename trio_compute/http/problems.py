@@ -9,8 +9,9 @@ from msgspec import UNSET, structs
 
 from trio_compute.errors import ComputeError, SpecError, cause_chain
 from trio_compute.lifecycle.compute import Compute
-from trio_compute.lifecycle.status import Status
+from trio_compute.lifecycle.status import TERMINATION_PENDING, Status
 from trio_compute.lifecycle.transitions import IllegalTransition
+from trio_compute.model.catalog_rules import MAX_NAME_BYTES, is_possible_name
 from trio_compute.model.decode import MalformedJson, encode
 from trio_compute.model.responses import ErrorResponse
 from trio_compute.plan.catalog.failures import Failure
@@ -78,6 +79,20 @@ def body_too_large() -> Problem:
 def wrong_status(status: Status) -> Problem:
     """Return the problem of a request that the present status does not allow."""
     return Problem(412, f"invalid compute status: {status.kebab}")
+
+
+def require_names(**names: str) -> None:
+    """Raise the 400 of a name that Postgres would cut or refuse (A-17)."""
+    for what, name in names.items():
+        if not is_possible_name(name):
+            raise Problem(400, f"{what} must have 1 to {MAX_NAME_BYTES} bytes and no NUL")
+
+
+def require_postgres(compute: Compute) -> None:
+    """Raise the 412 of a request that needs a Postgres that runs, whatever the status is beside that (03 §5.5)."""
+    status = compute.state.status
+    if not compute.postgres_running or status in TERMINATION_PENDING:
+        raise wrong_status(status)
 
 
 def require_running(compute: Compute) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from trio_compute.http.operation import MEBIBYTE, Operation, Reply, always
+from trio_compute.http.routes.autoscaling_metrics import autoscaling_metrics
 from trio_compute.http.routes.configure import configure
+from trio_compute.http.routes.database_schema import CONTENT_TYPE as SQL_TEXT
+from trio_compute.http.routes.database_schema import database_schema
 from trio_compute.http.routes.events import CONTENT_TYPE as EVENT_STREAM
 from trio_compute.http.routes.events import events
 from trio_compute.http.routes.extension_server import extension_server
 from trio_compute.http.routes.failpoints import failpoints
+from trio_compute.http.routes.hadron_liveness_probe import hadron_liveness_probe
 from trio_compute.http.routes.health import livez, readyz, startupz
 from trio_compute.http.routes.reads import metrics_json, metrics_text, spans
 from trio_compute.http.routes.refresh_configuration import refresh_configuration
@@ -110,6 +114,42 @@ EXTERNAL: tuple[Operation, ...] = (
             500: _error("The final sync of the safekeepers failed."),
             503: _error("`if_idle` was set and Postgres cannot be asked."),
         },
+        waits=always,
+    ),
+    Operation(
+        method="GET",
+        path="/database_schema",
+        handler=database_schema,
+        summary="Tell the definitions of a database as SQL, as pg_dump writes them.",
+        query=asked.SchemaQuery,
+        replies={
+            200: Reply(str, "The definitions; broken off if pg_dump fails in the middle.", SQL_TEXT),
+            400: BAD_QUERY,
+            404: _error("There is no such database."),
+            412: WRONG_STATUS,
+            500: INTERNAL,
+            503: TERMINATING,
+        },
+        waits=always,
+    ),
+    Operation(
+        method="GET",
+        path="/hadron_liveness_probe",
+        handler=hadron_liveness_probe,
+        summary="Tell whether Postgres accepts connections, as pg_isready sees it.",
+        replies={200: Reply(str, "It does."), 500: _error("It does not, or cannot be asked.")},
+        waits=always,
+    ),
+    Operation(
+        method="GET",
+        path="/autoscaling_metrics",
+        handler=autoscaling_metrics,
+        summary="Pass on the metrics that Postgres itself serves.",
+        replies={
+            200: Reply(str, "Whatever Postgres answers, with its status and content type.", PROMETHEUS),
+            500: _error("Postgres cannot be reached."),
+        },
+        needs_token=False,
         waits=always,
     ),
     _probe("/livez", livez, "Tell whether this process works."),

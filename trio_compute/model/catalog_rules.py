@@ -67,12 +67,17 @@ def catalog_warnings(spec: ComputeSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys(told))
 
 
-def _name_problems(name: str, what: str, path: Path) -> Iterator[Problem]:
+def is_possible_name(name: str) -> bool:
+    """Tell whether Postgres can hold a name as it is, neither cut nor refused."""
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        size = 0
-    if not 1 <= size <= MAX_NAME_BYTES or "\0" in name:
+        return False
+    return 1 <= size <= MAX_NAME_BYTES and "\0" not in name
+
+
+def _name_problems(name: str, what: str, path: Path) -> Iterator[Problem]:
+    if not is_possible_name(name):
         message = f"{what} {name[:80]!r} must have 1 to {MAX_NAME_BYTES} bytes and no NUL"
         yield Problem(path=path, message=message, hint="Postgres would cut or refuse it; choose another name")
 
