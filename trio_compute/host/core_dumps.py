@@ -14,8 +14,8 @@ from trio_compute.host.run_as import RunAs
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import redact
 
-BACKTRACE_TIMEOUT_SECONDS = 60.0
-TOTAL_TIMEOUT_SECONDS = 180.0
+CORE_SECONDS = 60.0
+TOTAL_SECONDS = 180.0
 LAKEBASE_DIRECTORY = Path("/databricks/logs/brickstore")
 
 log = get_logger("core_dumps")
@@ -32,28 +32,34 @@ def allow_core_dumps() -> None:
 
 
 async def log_backtraces(
-    directory: Path, pgbin: Path, *, since: float, environ: Mapping[str, str], run_as: RunAs
+    directory: Path,
+    pgbin: Path,
+    *,
+    since: float,
+    environ: Mapping[str, str],
+    run_as: RunAs,
+    core_seconds: float = CORE_SECONDS,
+    total_seconds: float = TOTAL_SECONDS,
 ) -> None:
     """Log a backtrace of every core file younger than `since`, Unix seconds, newest first; errors are only logged."""
     cores = _cores(directory, since)
-    with trio.move_on_after(TOTAL_TIMEOUT_SECONDS) as total:
+    with trio.move_on_after(total_seconds) as total:
         for core in cores:
-            with trio.move_on_after(BACKTRACE_TIMEOUT_SECONDS) as patience:
+            with trio.move_on_after(core_seconds) as patience:
                 await _log_backtrace(core, pgbin, environ, run_as)
             if patience.cancelled_caught:
-                log.warning("backtrace took too long", core=core, seconds=BACKTRACE_TIMEOUT_SECONDS)
+                log.warning("backtrace took too long", core=core, seconds=core_seconds)
     if total.cancelled_caught:
-        log.warning("no time for all core dumps", found=len(cores), seconds=TOTAL_TIMEOUT_SECONDS)
+        log.warning("no time for all core dumps", found=len(cores), seconds=total_seconds)
 
 
 def _cores(directory: Path, since: float) -> list[Path]:
-    found: list[tuple[float, Path]] = []
     try:
-        for path in directory.iterdir():
-            if path.name == "core" or path.name.startswith("core."):
-                found.append((path.stat(follow_symlinks=False).st_mtime, path))
+        paths = [path for path in directory.iterdir() if path.name == "core" or path.name.startswith("core.")]
+        found = [(path.stat(follow_symlinks=False).st_mtime, path) for path in paths]
     except OSError as error:
         log.info("cannot look for core dumps", directory=directory, error=error.strerror)
+        return []
     return [path for written, path in sorted(found, reverse=True) if written >= since]
 
 

@@ -88,9 +88,9 @@ class SchemaDump:
         return True
 
     @property
-    def complaint(self) -> str:
-        """Return what pg_dump said on its error stream, on one line and without secrets."""
-        return brief(self._stderr.decode(errors="replace"))
+    def failure(self) -> PostgresError | None:
+        """Return why pg_dump failed, None if it did not."""
+        return self._error
 
     def __aiter__(self) -> SchemaDump:
         """Return the iterator over the text, itself."""
@@ -139,6 +139,7 @@ class SchemaDump:
             self._stderr += chunk[: MAX_STDERR_BYTES - len(self._stderr)]
 
     def _judge(self, code: int) -> None:
-        if self._stderr:
-            log.warning("pg_dump", said=self.complaint, code=code)
-        self._error = None if code == 0 else PostgresError(f"pg_dump failed with code {code}: {self.complaint}")
+        said = brief(self._stderr.decode(errors="replace"))
+        if said:
+            log.warning("pg_dump", said=said, code=code)
+        self._error = None if code == 0 else PostgresError(f"pg_dump failed with code {code}: {said}".rstrip(": "))

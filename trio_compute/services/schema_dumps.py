@@ -32,4 +32,4 @@ async def begin_schema_dump(life: Life, database: str) -> SchemaDump:
         return dump
     if not await life.host.database_exists(database):
         raise NoSuchDatabase("database does not exist")
-    raise PostgresError(f"failed to execute pg_dump: {dump.complaint}")
+    raise PostgresError("failed to execute pg_dump") from dump.failure
