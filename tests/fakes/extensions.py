@@ -6,7 +6,7 @@ import io
 import socket
 import tarfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -26,14 +26,18 @@ FILES = {
 Change = Callable[[tarfile.TarInfo], None]
 
 
-def tar_of(files: dict[str, str], *entries: tarfile.TarInfo, gnu: bool = False) -> bytes:
+Files = Mapping[str, str | bytes]
+
+
+def tar_of(files: Files, *entries: tarfile.TarInfo, gnu: bool = False) -> bytes:
     """Return a tar of files, and of entries without content behind them."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT if gnu else tarfile.PAX_FORMAT) as tar:
-        for name, text in files.items():
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
             info = tarfile.TarInfo(name)
-            info.size = len(text.encode())
-            tar.addfile(info, io.BytesIO(text.encode()))
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
         for entry in entries:
             tar.addfile(entry)
     return out.getvalue()
@@ -51,7 +55,7 @@ def packed(tar: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(tar)
 
 
-def archive(files: dict[str, str] | None = None, *entries: tarfile.TarInfo) -> bytes:
+def archive(files: Files | None = None, *entries: tarfile.TarInfo) -> bytes:
     """Return an archive as the gateway serves it."""
     return packed(tar_of(FILES if files is None else files, *entries))
 
