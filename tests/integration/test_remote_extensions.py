@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -134,12 +135,13 @@ async def test_a_preloaded_library_is_there_before_postgres_starts(own_rig: Rig,
 
 async def test_what_a_kill_leaves_is_swept_at_the_next_start(own_rig: Rig, tree: Path) -> None:
     """R-19."""
-    data = archive({**SQL_ONLY, "lib/demo.so": a_real_library(tree)})
+    filler = random.Random(1).randbytes(1_000_000)
+    data = archive({**SQL_ONLY, "lib/demo.so": a_real_library(tree), "lib/filler": filler})
     document = config(own_rig)
     document["spec"]["cluster"]["settings"] = [
         {"name": "shared_preload_libraries", "value": "demo", "vartype": "string"}
     ]
-    async with serving(Gateway(Step(data, hold_after=1000), Step(data))) as gateway:
+    async with serving(Gateway(Step(data, hold_after=700_000), Step(data))) as gateway:
         flags = {"--remote-ext-base-url": gateway.base_url}
         async with own_rig.compute(document, flags=flags) as child:
             await gateway.holding.wait()
@@ -171,7 +173,7 @@ async def test_an_unwritable_directory_fails_the_start_with_a_text(own_rig: Rig,
     share.rename(share.with_name("moved"))
     async with own_rig.compute(config(own_rig)) as child:
         status = await child.reach("failed", give_up=())
-        assert "cannot prepare" in status["error"]
+        assert "cannot write into" in status["error"]
         assert str(share) in status["error"]
 
 

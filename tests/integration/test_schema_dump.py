@@ -75,6 +75,15 @@ async def test_databases_of_hostile_names_are_dumped_whole(server: BarePostgres)
             server.do("DROP DATABASE IF EXISTS {}", name)
 
 
+async def test_a_database_in_another_encoding_is_dumped_in_utf_8(server: BarePostgres) -> None:
+    name = fresh("latin")
+    server.do("CREATE DATABASE {} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'", name)
+    server.do('CREATE TABLE "été" (x int)', database=name)
+    async with asked(server) as client:
+        response = await dump(client, name)
+    assert 'CREATE TABLE public."été"' in response.content.decode("utf-8", errors="strict")
+
+
 @pytest.mark.parametrize("name", ["none", "no'ne", "a=b", 'FATAL:  database "x" does not exist', "ünknown", "x" * 63])
 async def test_a_database_that_is_not_there_is_404(server: BarePostgres, name: str) -> None:
     async with asked(server) as client:

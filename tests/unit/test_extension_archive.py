@@ -191,9 +191,17 @@ def test_an_installation_that_fails_in_the_middle_is_taken_back(places: Places) 
 @pytest.mark.parametrize("missing", ["lib", "share/extension"])
 def test_a_target_that_is_missing_is_a_clear_error(places: Places, missing: str) -> None:
     (places.library.parent / missing).rmdir()
-    with pytest.raises(HostError, match="cannot prepare"):
-        Staging(places)
+    with pytest.raises(HostError, match=f"cannot write into .*{missing}: No such file or directory"):
+        install(places, archive())
     assert tree(places) == {}
+
+
+def test_what_no_library_needs_may_be_missing(places: Places) -> None:
+    places.library.rmdir()
+    assert install(places, archive({"share/extension/demo.control": "x"})) == 1
+    staging = Staging(places)
+    assert staging.add_new([("more.control", "y")]) == []
+    staging.remove()
 
 
 def test_control_files_are_written_unless_they_are_there(places: Places) -> None:
@@ -213,13 +221,15 @@ def test_leftovers_of_a_killed_process_are_swept_and_others_are_not(places: Plac
         from trio_compute.postgres.extension_staging import Places, Staging
         staging = Staging(Places(Path(sys.argv[1]), Path(sys.argv[2])))
         (staging.library / "half.so").write_text("half")
+        (staging.extension / "half.control").write_text("half")
         os._exit(9)  # as SIGKILL does, this leaves everything
     """)
     done = subprocess.run([sys.executable, "-c", code, str(places.extension), str(places.library)])
     assert done.returncode == 9
     busy = Staging(places)
+    kept = {busy.library, busy.extension}
     assert sweep(places) == 2
     left = [path for path in (*places.library.iterdir(), *places.extension.iterdir()) if path.name.startswith(PREFIX)]
-    assert {path / "new" for path in left} == {busy.library, busy.extension}
+    assert {path / "new" for path in left} == kept
     busy.remove()
     assert sweep(places) == 0

@@ -26,6 +26,9 @@ _LARGEST_WINDOW_BYTES = 128 * 1024 * 1024  # what the zstd program accepts witho
 
 _MIB = 1024 * 1024
 
+_SCRIPTS = b"share/extension"
+_LIBRARIES = b"lib"
+
 
 class Limits(Struct, frozen=True):
     """Say how large an archive may be (R-18)."""
@@ -121,15 +124,10 @@ class _Sink:
     """Send what an archive holds to the two directories of a staging."""
 
     def __init__(self, staging: Staging, most_entries: int) -> None:
-        self._roots: list[tuple[bytes, FileTree]] = []
+        self._staging = staging
+        self._trees: dict[bytes, FileTree] = {}
         self._current: FileTree | None = None
         self._entries_left = most_entries
-        try:
-            for prefix, root in ((b"share/extension", staging.extension), (b"lib", staging.library)):
-                self._roots.append((prefix, FileTree(root, None)))
-        except OSError as error:
-            self.close()
-            raise HostError(f"cannot open {error.filename}: {error.strerror}") from error
 
     def make_directory(self, path: bytes) -> None:
         tree, rest = self._locate(path)
@@ -150,14 +148,21 @@ class _Sink:
             self._current.end_file()
 
     def close(self) -> None:
-        for _, tree in self._roots:
+        for tree in self._trees.values():
             tree.close()
 
     def _locate(self, path: bytes) -> tuple[FileTree | None, bytes]:
         self._entries_left -= 1
         if self._entries_left < 0:
             raise RefusedEntryError("there are too many entries")
-        for prefix, tree in self._roots:
+        for prefix in (_SCRIPTS, _LIBRARIES):
             if path == prefix or path.startswith(prefix + b"/"):
-                return tree, path[len(prefix) + 1 :]
+                return self._tree(prefix), path[len(prefix) + 1 :]
         return None, path
+
+    def _tree(self, prefix: bytes) -> FileTree:
+        """Return where entries of this directory go; an installation may lack the one that no archive needs."""
+        if prefix not in self._trees:
+            root = self._staging.extension if prefix == _SCRIPTS else self._staging.library
+            self._trees[prefix] = FileTree(root, None)
+        return self._trees[prefix]

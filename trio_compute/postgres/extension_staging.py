@@ -41,15 +41,31 @@ class Staging:
     """Hold what is to be installed in directories of one's own, on the file systems of the targets."""
 
     def __init__(self, places: Places) -> None:
-        self._stages: list[_Stage] = []
-        try:
-            # Libraries go first and control files last: whoever sees an extension finds all of it.
-            self._stages.append(_Stage(places.library, mode=0o755))
-            self._stages.append(_Stage(places.extension, mode=0o644))
-        except OSError as error:
-            self.remove()
-            raise HostError(f"cannot prepare {error.filename}: {error.strerror}") from error
-        self.library, self.extension = (stage.new for stage in self._stages)
+        self._places = places
+        self._libraries: _Stage | None = None
+        self._extensions: _Stage | None = None
+
+    @property
+    def library(self) -> Path:
+        """Return where libraries are staged; made when it is asked for. Raises HostError."""
+        if self._libraries is None:
+            self._libraries = _open_stage(self._places.library, 0o755)
+        return self._libraries.new
+
+    @property
+    def extension(self) -> Path:
+        """Return where control files and scripts are staged; made when it is asked for. Raises HostError."""
+        return self._open_extensions().new
+
+    def _open_extensions(self) -> _Stage:
+        if self._extensions is None:
+            self._extensions = _open_stage(self._places.extension, 0o644)
+        return self._extensions
+
+    @property
+    def _stages(self) -> list[_Stage]:
+        # Libraries go first and control files last: whoever sees an extension finds all of it.
+        return [stage for stage in (self._libraries, self._extensions) if stage is not None]
 
     def install(self) -> int:
         """Move all files to their places, each in one step, or none of them; return their number. Raises HostError."""
@@ -64,7 +80,7 @@ class Staging:
 
     def add_new(self, files: Iterable[tuple[str, str]]) -> list[str]:
         """Write control files that are not there yet; return the names of those that are. Raises HostError."""
-        extension, present = self._stages[-1], []
+        extension, present = self._open_extensions(), []
         for name, text in files:
             try:
                 extension.link_in(name, text)
@@ -139,10 +155,17 @@ def _remove_tree(path: Path) -> None:
         log.warning("cannot remove a temporary directory", path=path, error=error.strerror)
 
 
+def _open_stage(target: Path, mode: int) -> _Stage:
+    try:
+        return _Stage(target, mode)
+    except OSError as error:
+        raise HostError(f"cannot write into {target}: {error.strerror}") from error
+
+
 class _Stage:
     """Be one private directory inside of a target, and thus on its file system."""
 
-    def __init__(self, target: Path, *, mode: int) -> None:
+    def __init__(self, target: Path, mode: int) -> None:
         self.target = target
         self._mode = mode
         self._lock: int | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_compute.errors import HostError, PostgresError
+from trio_compute.errors import HostError, PostgresError, cause_chain
 from trio_compute.host.process import kill_politely, reap, spawn
 from trio_compute.host.run_as import RunAs
 from trio_compute.storage.texts import brief
@@ -39,6 +39,8 @@ def dump_environ(environ: Mapping[str, str], target: Target, database: str) -> d
         "PGPASSWORD": known["password"],
         "PGOPTIONS": known["options"],
         "PGAPPNAME": "compute_ctl:database_schema",
+        # Not what the database has: the answer says that it is UTF-8.
+        "PGCLIENTENCODING": known["client_encoding"],
         "PGSSLMODE": known["sslmode"],
         "PGGSSENCMODE": known["gssencmode"],
         "PGPASSFILE": known["passfile"],
@@ -70,6 +72,8 @@ class SchemaDump:
                     await self._run_child()
         except HostError as error:
             self._unusable = error
+        except Exception as error:  # noqa: BLE001  (nobody else would hear of it; the reader finds the dump unfinished)
+            log.error("pg_dump", error=cause_chain(error))
         finally:
             self._over.set()
 
