@@ -8,7 +8,9 @@ import pytest
 import trio
 import trio.testing
 
+from tests.component.sweep import play_disturbed, steps_of
 from tests.component.test_run import Stage, terminate
+from tests.component.test_sweep import DISTURBANCES, Act
 from tests.fakes.extensions import remote_extensions
 from tests.fakes.specs import settings
 from trio_compute.errors import HostError, RemoteError, StorageError
@@ -182,3 +184,30 @@ async def test_only_real_downloads_are_counted(autojump_clock: trio.testing.Mock
     await stage.play(script)
     assert stage.host.calls.count("fetch demo") == 1
     assert stage.compute.spans.metrics().num_ext_downloaded == 0
+
+
+class Preloading(Act):
+    """A life whose start fetches extensions."""
+
+    def __init__(self) -> None:
+        super().__init__(pooled=False, safekeepers_synced=True)
+        stage = a_stage()
+        self.settings, self.host = stage.settings, stage.host
+
+    def check(self) -> None:
+        super().check()
+        if hasattr(self.servers, "life"):
+            flights = self.servers.life.extensions._flights.values()
+            assert all(flight.landed.is_set() for flight in flights), "somebody waits for a download for ever"
+
+
+@pytest.mark.parametrize("disturbance", DISTURBANCES)
+def test_every_step_of_a_start_with_extensions_can_be_disturbed(disturbance: str) -> None:
+    total = steps_of(lambda: Preloading().play())
+    for at in range(1, total + 1):
+        act = Preloading()
+        play_disturbed(act.play, at, lambda act=act: DISTURBANCES[disturbance](act))
+        try:
+            act.check()
+        except AssertionError as error:
+            raise AssertionError(f"disturbed at step {at} of {total}: {error}") from error
