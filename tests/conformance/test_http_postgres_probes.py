@@ -20,6 +20,7 @@ from trio_compute.errors import PostgresError
 from trio_compute.host.run_as import RunAs
 from trio_compute.lifecycle.status import Status
 from trio_compute.postgres.communicator import SOCKET_NAME, PostgresMetrics, fetch_metrics
+from trio_compute.postgres.liveness import check_accepting
 from trio_compute.postgres.tools import PostgresTools
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\n"
@@ -61,6 +62,16 @@ async def test_one_that_does_not_is_500(tmp_path: Path, code: int) -> None:
         500,
         {"error": f"pg_isready failed with code {code}: no response"},
     )
+
+
+async def test_a_probe_that_hangs_is_killed(tmp_path: Path) -> None:
+    """A-16."""
+    install_program(tmp_path, "pg_isready", 'echo $$ > "${0%/*}/pid"; exec sleep 1000')
+    url = "postgresql://cloud_admin@127.0.0.1:1/postgres"
+    with pytest.raises(PostgresError, match=r"took longer than 0\.3 s"):
+        await check_accepting(tmp_path / "postgres", url, environ=os.environ, run_as=RunAs(), patience_seconds=0.3)
+    pid = (tmp_path / "pid").read_text().strip()
+    assert not Path(f"/proc/{pid}").exists()
 
 
 async def test_a_url_without_a_port_is_500(tmp_path: Path) -> None:

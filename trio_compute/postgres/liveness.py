@@ -17,7 +17,14 @@ from trio_compute.storage.texts import brief
 PATIENCE_SECONDS = 5.0
 
 
-async def check_accepting(pgbin: Path, connstr: str, *, environ: Mapping[str, str], run_as: RunAs) -> None:
+async def check_accepting(
+    pgbin: Path,
+    connstr: str,
+    *,
+    environ: Mapping[str, str],
+    run_as: RunAs,
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> None:
     """Return if Postgres accepts connections at the port of its URL; raise PostgresError, HostError otherwise."""
     port = stated_port(connstr)
     if port is None:
@@ -26,10 +33,10 @@ async def check_accepting(pgbin: Path, connstr: str, *, environ: Mapping[str, st
     # Without a host it would look for a socket in a directory that was chosen when it was compiled.
     environ = {**environ, "PGHOST": Target.parse(connstr).host}
     try:
-        with trio.fail_after(PATIENCE_SECONDS):
+        with trio.fail_after(patience_seconds):
             output = await run_command(argv, environ=environ, run_as=run_as)
     except trio.TooSlowError:
-        raise PostgresError(f"pg_isready took longer than {PATIENCE_SECONDS:g} s") from None
+        raise PostgresError(f"pg_isready took longer than {patience_seconds:g} s") from None
     if output.returncode != 0:
         said = brief((output.stdout + output.stderr).decode(errors="replace"))
         raise PostgresError(f"pg_isready failed with code {output.returncode}: {said}")
