@@ -196,6 +196,27 @@ def test_a_target_that_is_missing_is_a_clear_error(places: Places, missing: str)
     assert tree(places) == {}
 
 
+def test_without_descriptors_nothing_is_left(places: Places) -> None:
+    code = dedent("""
+        import resource, sys
+        from pathlib import Path
+        from trio_compute.errors import HostError
+        from trio_compute.postgres.extension_staging import Places, Staging
+        staging = Staging(Places(Path(sys.argv[1]), Path(sys.argv[2])))
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+        try:
+            staging.library
+        except HostError as error:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            print(error)
+    """)
+    argv = [sys.executable, "-c", code, str(places.extension), str(places.library)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert "cannot write into" in done.stdout, done.stderr
+    assert list(places.library.iterdir()) == []
+
+
 def test_what_no_library_needs_may_be_missing(places: Places) -> None:
     places.library.rmdir()
     assert install(places, archive({"share/extension/demo.control": "x"})) == 1

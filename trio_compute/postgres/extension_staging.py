@@ -7,6 +7,7 @@ owner lives, so that whatever a killed process left can be told from what anothe
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -25,6 +26,7 @@ PREFIX = ".trio-compute-ext-"
 
 _BACKUP = "replaced"
 _NEW = "new"
+_ATTEMPTS = 3
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 log = get_logger("extensions")
@@ -140,10 +142,11 @@ def _lock(path: Path) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.stat(follow_symlinks=False).st_ino == os.fstat(descriptor).st_ino:
-            return descriptor
+        is_ours = path.stat(follow_symlinks=False).st_ino == os.fstat(descriptor).st_ino
     except OSError:
-        pass
+        is_ours = False
+    if is_ours:
+        return descriptor
     os.close(descriptor)
     return None
 
@@ -168,13 +171,15 @@ class _Stage:
     def __init__(self, target: Path, mode: int) -> None:
         self.target = target
         self._mode = mode
-        self._lock: int | None = None
-        while self._lock is None:  # a sweep may have been faster
-            self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=target))
-            self._lock = _lock(self._root)
+        self._lock: int | None
+        self._root, self._lock = _make_locked(target)
         self.new, self._backup = self._root / _NEW, self._root / _BACKUP
-        self.new.mkdir(mode=0o700)
-        self._backup.mkdir(mode=0o700)
+        try:
+            self.new.mkdir(mode=0o700)
+            self._backup.mkdir(mode=0o700)
+        except OSError:
+            self.remove()
+            raise
 
     def move_in(self, moves: _Moves) -> None:
         for staged in _files_below(self.new):
@@ -193,6 +198,18 @@ class _Stage:
             _remove_tree(self._root)
             os.close(self._lock)
             self._lock = None
+
+
+def _make_locked(target: Path) -> tuple[Path, int]:
+    for _ in range(_ATTEMPTS):
+        root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=target))
+        lock = _lock(root)
+        if lock is not None:
+            return root, lock
+        # Another compute's sweep may have been faster.
+        with contextlib.suppress(FileNotFoundError):
+            root.rmdir()
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(target))
 
 
 def _files_below(root: Path) -> Iterator[Path]:
@@ -230,16 +247,22 @@ class _Moves:
 
     def undo(self) -> None:
         for path, backup in reversed(self._undo):
-            with contextlib.suppress(OSError):  # what made us go back may be in the way of going back, too
-                if backup is not None:
-                    backup.replace(path)
-                elif path.is_dir():
-                    path.rmdir()
-                else:
-                    path.unlink()
+            try:
+                _take_back(path, backup)
+            except OSError as error:
+                log.warning("cannot take back what was installed", path=path, error=error.strerror)
 
     def _make_directory(self, path: Path) -> None:
         if not path.is_dir():
             path.mkdir()
             path.chmod(0o755)
             self._undo.append((path, None))
+
+
+def _take_back(path: Path, backup: Path | None) -> None:
+    if backup is not None:
+        backup.replace(path)
+    elif path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink()
