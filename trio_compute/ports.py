@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -12,7 +13,7 @@ import trio
 from trio_compute.db.runtime_sql import RuntimeSql
 from trio_compute.db.target import Target
 from trio_compute.errors import HostError, SpecError
-from trio_compute.host.core_dumps import log_backtraces
+from trio_compute.host.core_dumps import LAKEBASE_DIRECTORY, log_backtraces
 from trio_compute.host.files import write_atomically
 from trio_compute.host.neighbours import stop_neighbours
 from trio_compute.host.run_as import RunAs, resolve_run_as
@@ -33,6 +34,7 @@ from trio_compute.postgres import pgdata as data_directory
 from trio_compute.postgres.binaries import resolve_pgbin
 from trio_compute.postgres.certificate import CERTIFICATE_FILE, KEY_FILE, install_key_pair
 from trio_compute.postgres.postmaster import Postmaster, open_postmaster, wait_ready
+from trio_compute.postgres.tools import PostgresTools
 from trio_compute.postgres.warm_up import warm_vm_memory
 from trio_compute.settings import Settings
 from trio_compute.storage.control_plane import obtain_config
@@ -48,14 +50,16 @@ if TYPE_CHECKING:
 KEPT_BETWEEN_ATTEMPTS = ("postgresql.conf", KEY_FILE, CERTIFICATE_FILE)
 
 
-class Host(RuntimeSql):
+class Host(RuntimeSql, PostgresTools):
     """Reach the real files, processes and storage services."""
 
     # Taken from the configuration once, at process start (contract 01 §5).
     tls: TlsConfig | None = None
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self.settings = settings
+        self.started_at = time.time()
         self.run_as: RunAs = resolve_run_as(settings.run_as)
         self.pgbin: Path = resolve_pgbin(settings.pgbin)
         _check_connstr(settings.connstr)
@@ -269,7 +273,9 @@ class Host(RuntimeSql):
 
     async def log_backtraces(self) -> None:
         """Log what core dumps tell."""
-        await log_backtraces(self.settings.pgdata, self.pgbin, self._environ(None))
+        directory = LAKEBASE_DIRECTORY if self.settings.lakebase_mode else self.settings.pgdata
+        environ = self._environ(None)
+        await log_backtraces(directory, self.pgbin, since=self.started_at, environ=environ, run_as=self.run_as)
 
     def _control_group(self) -> list[str]:
         return ["cgexec", "-g", f"memory:{self.settings.cgroup}"] if self.settings.autoscaling else []

@@ -29,7 +29,7 @@ from trio_compute.services.certificate import watch_certificate
 from trio_compute.services.configure import Configurator
 from trio_compute.services.extension_statistics import ExtensionStatistics
 from trio_compute.services.life import Life
-from trio_compute.services.prepare import prepare_pgdata, sync_with_retries
+from trio_compute.services.prepare import prepare, sync_with_retries
 from trio_compute.services.signals import relay_signals
 from trio_compute.services.supervise import best_effort, critical, run_unless
 from trio_compute.settings import Settings
@@ -153,7 +153,7 @@ async def live(life: Life, first: Job | None) -> None:
         log.warning("spec", about=warning)
     async with AsyncExitStack() as postgres:
         async with _starting(compute, job):
-            await prepare_pgdata(compute, host, job.spec)
+            await prepare(life, job.spec)
             with compute.spans.measure("start_postgres"):
                 postmaster = await postgres.enter_async_context(host.open_postmaster(job.spec, compute.urgency))
                 life.postmaster = postmaster

@@ -67,6 +67,10 @@ class Deadlines(Struct, frozen=True, kw_only=True):
     # What a request that speaks SQL may take to connect, and in all (contract 03 A-15).
     request_connect: float = 5.0
     request_total: float = 60.0
+    # The neon library waits 60 s for an extension (06 R-18).
+    extension_connect: float = 5.0
+    extension_idle: float = 15.0
+    extension_total: float = 55.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):

@@ -14,6 +14,8 @@ import trio
 
 from trio_compute.db.activity import Watch
 from trio_compute.db.reload import ReloadReport
+from trio_compute.errors import PostgresError
+from trio_compute.host.run_as import RunAs
 from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.ending import Urgency
 from trio_compute.model.ids import Lsn
@@ -25,8 +27,13 @@ from trio_compute.plan.activity import Statistics as SessionStatistics
 from trio_compute.plan.extension_statistics import Statistics
 from trio_compute.plan.lease import LeaseTerms
 from trio_compute.plan.preview import Preview
+from trio_compute.plan.remote_extensions import Archive
 from trio_compute.ports import Host
+from trio_compute.postgres.communicator import PostgresMetrics
+from trio_compute.postgres.extension_staging import Places
+from trio_compute.postgres.installation import Installation
 from trio_compute.postgres.postmaster import Postmaster
+from trio_compute.postgres.schema_dump import SchemaDump
 from trio_compute.postgres.stop import stop_child
 from trio_compute.services.life import Life
 from trio_compute.settings import Settings
@@ -117,6 +124,14 @@ class FakeHost(Host):
         self.fail_next: Exception | None = None
         self.written: list[ParsedSpec] = []
         self.subscribers_stopped = False
+        self.installation = Installation(
+            "PostgreSQL 17.11", 17, Places(Path("/nowhere/extension"), Path("/nowhere/lib"))
+        )
+        self.dump_slots = trio.Semaphore(4)
+        self.dump_command = ["/bin/echo", "-- a dump"]
+        self.databases = {"postgres"}
+        self.control_files: list[str] = []
+        self.archive_sizes: dict[str, int] = {}
         self.active_sessions = 0
         self.watch = FakeWatch()
         self.statistics: list[Statistics | Exception] = []
@@ -187,6 +202,37 @@ class FakeHost(Host):
     async def request_lsn_lease(self, terms: LeaseTerms) -> float | None:
         await self._port("request_lsn_lease")
         return time.time() + 600
+
+    async def inspect_installation(self) -> Installation:
+        await self._port("inspect_installation")
+        return self.installation
+
+    async def sweep_extensions(self, places: Places) -> None:
+        await self._port("sweep_extensions")
+
+    async def write_control_files(self, files: Sequence[tuple[str, str]], places: Places) -> list[str]:
+        await self._port("write_control_files")
+        self.control_files = [name for name, _ in files]
+        return []
+
+    async def fetch_extension(self, archive: Archive, places: Places) -> int:
+        await self._port(f"fetch {archive.extension}")
+        return self.archive_sizes.get(archive.extension, 1000)
+
+    def schema_dump(self, database: str) -> SchemaDump:
+        self.calls.append(f"schema_dump {database}")
+        return SchemaDump(self.dump_command, {}, RunAs(), self.dump_slots)
+
+    async def database_exists(self, database: str) -> bool:
+        await self._port("database_exists")
+        return database in self.databases
+
+    async def check_accepting(self) -> None:
+        await self._port("check_accepting")
+
+    async def fetch_postgres_metrics(self) -> PostgresMetrics:
+        await self._port("fetch_postgres_metrics")
+        raise PostgresError("connecting to communicator control socket: No such file or directory")
 
     async def clean_pgdata(self) -> None:
         await self._port("clean_pgdata")

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_compute.errors import HostError, StorageError
-from trio_compute.postgres import unpack
+from trio_compute.postgres import file_tree, unpack
 from trio_compute.postgres.pgdata import empty
 from trio_compute.postgres.tar_stream import RefusedEntryError, parse_pax, safe_path
 from trio_compute.postgres.unpack import Summary, Unpacker, check_complete
@@ -224,7 +224,7 @@ class TestRoundTrip:
         before = open_descriptors()
         with Unpacker(root) as unpacker:
             unpacker.feed(gzip.compress(b"".join(entry(name + b"/f", name) for name in names) + END))
-            assert open_descriptors() <= before + 1 + unpack._OPEN_DIRECTORIES
+            assert open_descriptors() <= before + 1 + file_tree._OPEN_DIRECTORIES
             unpacker.finish()
         assert all((root / os.fsdecode(name) / "f").read_bytes() == name for name in names)
 

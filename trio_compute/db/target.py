@@ -65,6 +65,15 @@ class Target:
         return fields | fixed
 
 
+def stated_port(url: str) -> int | None:
+    """Return the port that a URL names itself, None if it names none or is malformed."""
+    try:
+        port = _url_parameters(url).get("port")
+        return None if port is None else int(port)
+    except ValueError:
+        return None
+
+
 def _url_parameters(url: str) -> dict[str, str]:
     """Return what a URL says under libpq's names, decoded; the query wins. Raise ValueError if it is malformed."""
     parts = urlsplit(url, allow_fragments=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct, json
 
@@ -32,12 +32,24 @@ class Answer(Struct, frozen=True):
     headers: Mapping[str, str] = {}
 
 
+class Chunks(Protocol):
+    """Be the body of an answer piece by piece; `aclose` is always awaited, whether or not a piece was asked for."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Return the iterator, itself."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release whatever the body comes from."""
+        ...
+
+
 class Streamed(Struct, frozen=True):
     """Hold an answer that is made while it is sent; an exception in its middle breaks it off, visibly so."""
 
     status: int
     content_type: str
-    chunks: AsyncGenerator[bytes, None]
+    chunks: Chunks
 
 
 Handler = Callable[[Context, Request], Awaitable[Answer | Streamed]]

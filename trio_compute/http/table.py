@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from trio_compute.http.operation import MEBIBYTE, Operation, Reply, always
+from trio_compute.http.routes.autoscaling_metrics import autoscaling_metrics
 from trio_compute.http.routes.check_writability import check_writability
 from trio_compute.http.routes.configure import configure
+from trio_compute.http.routes.database_schema import CONTENT_TYPE as SQL_TEXT
+from trio_compute.http.routes.database_schema import database_schema
 from trio_compute.http.routes.dbs_and_roles import dbs_and_roles
 from trio_compute.http.routes.events import CONTENT_TYPE as EVENT_STREAM
 from trio_compute.http.routes.events import events
+from trio_compute.http.routes.extension_server import extension_server
 from trio_compute.http.routes.extensions import extensions
 from trio_compute.http.routes.failpoints import failpoints
 from trio_compute.http.routes.grants import grants
+from trio_compute.http.routes.hadron_liveness_probe import hadron_liveness_probe
 from trio_compute.http.routes.health import livez, readyz, startupz
 from trio_compute.http.routes.insights import insights
 from trio_compute.http.routes.reads import metrics_json, metrics_text, spans
@@ -129,10 +134,34 @@ EXTERNAL: tuple[Operation, ...] = (
     ),
     Operation(
         method="GET",
+        path="/database_schema",
+        handler=database_schema,
+        summary="Tell the definitions of a database as SQL, as pg_dump writes them.",
+        query=asked.SchemaQuery,
+        replies={
+            200: Reply(str, "The definitions; broken off if pg_dump fails in the middle.", SQL_TEXT),
+            400: BAD_QUERY,
+            404: _error("There is no such database."),
+            412: WRONG_STATUS,
+            500: INTERNAL,
+            503: TERMINATING,
+        },
+        waits=always,
+    ),
+    Operation(
+        method="GET",
         path="/dbs_and_roles",
         handler=dbs_and_roles,
         summary="List all databases and roles.",
         replies={200: Reply(told.CatalogResponse, "They are listed by name."), **SQL_PROBLEMS},
+        waits=always,
+    ),
+    Operation(
+        method="GET",
+        path="/hadron_liveness_probe",
+        handler=hadron_liveness_probe,
+        summary="Tell whether Postgres accepts connections, as pg_isready sees it.",
+        replies={200: Reply(str, "It does."), 500: _error("It does not, or cannot be asked.")},
         waits=always,
     ),
     Operation(
@@ -143,12 +172,43 @@ EXTERNAL: tuple[Operation, ...] = (
         replies={200: Reply(told.InsightsResponse, "At most 100 statements, the slowest first."), **SQL_PROBLEMS},
         waits=always,
     ),
+    Operation(
+        method="GET",
+        path="/autoscaling_metrics",
+        handler=autoscaling_metrics,
+        summary="Pass on the metrics that Postgres itself serves.",
+        replies={
+            200: Reply(str, "Whatever Postgres answers, with its status and content type.", PROMETHEUS),
+            500: _error("Postgres cannot be reached."),
+        },
+        needs_token=False,
+        waits=always,
+    ),
     _probe("/livez", livez, "Tell whether this process works."),
     _probe("/readyz", readyz, "Tell whether Postgres takes connections."),
     _probe("/startupz", startupz, "Tell whether the start is over."),
 )
 
 INTERNAL_ONLY: tuple[Operation, ...] = (
+    Operation(
+        method="POST",
+        path="/extension_server/",
+        handler=extension_server,
+        summary="Download and install an extension, or the one that brings a library.",
+        query=asked.ExtensionQuery,
+        replies={
+            200: Reply(None, "It is installed."),
+            400: BAD_QUERY,
+            404: _error("The spec does not know it or does not allow it."),
+            409: _error("There is no spec, or it says nothing about extensions."),
+            412: _error("There is no gateway to download from."),
+            500: _error("It could not be downloaded or installed."),
+            503: TERMINATING,
+        },
+        needs_token=False,
+        has_rest=True,
+        waits=always,
+    ),
     Operation(
         method="POST",
         path="/refresh_configuration",

@@ -60,6 +60,18 @@ class EventsQuery(Struct, frozen=True):
     after: Annotated[Natural | None, Meta(description="The last event seen; none: only new ones.")] = None
 
 
+class ExtensionQuery(Struct, frozen=True):
+    """Hold the parameters of `POST /extension_server/…`."""
+
+    is_library: Annotated[bool, Meta(description="The name is that of a library, not of an extension.")] = False
+
+
+class SchemaQuery(Struct, frozen=True):
+    """Hold the parameters of `GET /database_schema`."""
+
+    database: Annotated[str, Meta(description="Name of the database.")]
+
+
 class FailpointRequest(Struct, frozen=True):
     """Set what shall happen at one failpoint; `action` is another word for `actions`, which test suites use."""
 

@@ -173,6 +173,9 @@ class ExtensionData(Wire, frozen=True):
 
     control_data: Annotated[dict[str, str], about("Text of each control file, by file name.")]
     archive_path: Annotated[str, about("Not used: the path follows from version and architecture.")]
+    archive_sha256: Annotated[
+        str | None, about("SHA-256 of the archive in hex, checked before it is installed; null is not checked (ours).")
+    ] = None
 
 
 class RemoteExtSpec(Wire, frozen=True):

@@ -1,4 +1,4 @@
-"""When to try again, as pure sequences of seconds (contract 02 §4.1, 07 §4.8 and §7)."""
+"""When to try again, as pure sequences of seconds (contract 02 §4.1, 07 §4.8 and §7, 06 R-18)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ BASEBACKUP_RETRIES = 10
 SYNC_SAFEKEEPERS_ATTEMPTS = 6
 CONTROL_PLANE_ATTEMPTS = 3
 CONTROL_PLANE_PAUSE_SECONDS = 0.1
+EXTENSION_PAUSES_SECONDS = (0.2, 1.0)
 
 
 def basebackup_delays(retries: int = BASEBACKUP_RETRIES) -> tuple[float, ...]:

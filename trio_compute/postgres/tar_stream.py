@@ -65,9 +65,13 @@ class Header(NamedTuple):
 
 
 class TarStream:
-    """Parse slices of a tar stream and hand their content to a sink, keeping no content itself."""
+    """Parse slices of a tar stream and hand their content to a sink, keeping no content itself.
 
-    def __init__(self, sink: TarSink) -> None:
+    `what` says in messages which archive it is.
+    """
+
+    def __init__(self, sink: TarSink, *, what: str = "basebackup") -> None:
+        self._what = what
         self._sink = sink
         self._offset = 0
         self._partial_block = b""
@@ -97,18 +101,18 @@ class TarStream:
                 position += step
                 self._offset += step
         except RefusedEntryError as refusal:
-            raise StorageError(f"basebackup: {refusal}, in {self.place}") from None
+            raise StorageError(f"{self._what}: {refusal}, in {self.place}") from None
 
     def finish(self) -> None:
         """Raise StorageError unless the stream ended after the end marker."""
         if self._body_left or self._padding_left:
             short = f"{self._body_left + self._padding_left} bytes short"
-            raise StorageError(f"basebackup: the tar stream ends at byte {self._offset}, {short}, in {self.place}")
+            raise StorageError(f"{self._what}: the tar stream ends at byte {self._offset}, {short}, in {self.place}")
         if self._partial_block:
-            raise StorageError(f"basebackup: the tar stream ends inside a block, at byte {self._offset}")
+            raise StorageError(f"{self._what}: the tar stream ends inside a block, at byte {self._offset}")
         if self._zero_blocks < 2:
             last = f"the last is {self.place}"
-            raise StorageError(f"basebackup: the tar stream has no end marker at byte {self._offset}; {last}")
+            raise StorageError(f"{self._what}: the tar stream has no end marker at byte {self._offset}; {last}")
 
     def _step(self, view: memoryview) -> int:
         """Consume the beginning of the view and return how many bytes that was."""

@@ -8,6 +8,7 @@ from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.services.apply_queue import ApplyQueue
 from trio_compute.services.errands import Errands
+from trio_compute.services.extensions import RemoteExtensions
 from trio_compute.services.lsn_lease import LsnLease
 from trio_compute.settings import Settings
 from trio_compute.telemetry.spans import Recorder
@@ -21,6 +22,7 @@ class Life:
         self.host = host
         self.queue = ApplyQueue()
         self.errands = Errands()
+        self.extensions = RemoteExtensions(self.compute, host, self.errands)
         self.postmaster: Postmaster | None = None
         self.neighbours_stopped = False
         self.lease = LsnLease(self.compute, host.request_lsn_lease)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import trio
 
 from trio_compute.errors import ComputeError, StorageError
@@ -11,9 +13,19 @@ from trio_compute.model.parsed import ParsedSpec
 from trio_compute.plan.schedules import basebackup_delays, sync_safekeepers_delays
 from trio_compute.plan.subscriptions import subscriptions_pending
 from trio_compute.ports import Host
+from trio_compute.services.life import Life
+from trio_compute.services.supervise import run_together
 from trio_compute.telemetry.logging import get_logger
 
 log = get_logger("prepare")
+
+
+async def prepare(life: Life, parsed: ParsedSpec) -> None:
+    """Do all that must be done before Postgres starts, beside each other; raise ComputeError (contract 02 §3.2)."""
+    await run_together(
+        partial(prepare_pgdata, life.compute, life.host, parsed),
+        partial(life.extensions.prepare, parsed),
+    )
 
 
 async def prepare_pgdata(compute: Compute, host: Host, parsed: ParsedSpec) -> None:

@@ -56,6 +56,24 @@ async def run_unless(interrupted: Callable[[], Awaitable[object]], function: Cal
     return results[0] if results else None
 
 
+async def run_together(*functions: Callable[[], Awaitable[object]]) -> None:
+    """Run functions beside each other; the first error ends the others and is raised, not wrapped in a group."""
+    failures: list[Exception] = []
+    async with trio.open_nursery() as nursery:
+
+        async def run(function: Callable[[], Awaitable[object]]) -> None:
+            try:
+                await function()
+            except Exception as error:  # noqa: BLE001  (raised again below)
+                failures.append(error)
+                nursery.cancel_scope.cancel()
+
+        for function in functions:
+            nursery.start_soon(run, function)
+    if failures:
+        raise failures[0]
+
+
 def _where(error: BaseException) -> str:
     """Return file and line of the innermost frame: enough to find a defect, too little to leak data."""
     trace = error.__traceback__

@@ -99,6 +99,7 @@ class Recorder:
         """Return what `/metrics.json` says (contract 02 §4.2)."""
         basebackup = self.last("try_get_basebackup")
         connect = self.last("basebackup.connect")
+        extensions = self.last("load_ext")
         return MetricsResponse(
             wait_for_spec_ms=self._milliseconds("wait_for_spec"),
             sync_sk_check_ms=self._milliseconds("check_safekeepers_synced", succeeded=False),
@@ -109,6 +110,10 @@ class Recorder:
             start_postgres_ms=self._milliseconds("start_postgres"),
             config_ms=self._milliseconds("configure_as_primary"),
             total_startup_ms=self._milliseconds("total_startup"),
+            load_ext_ms=extensions.milliseconds if extensions else 0,
+            num_ext_downloaded=int(extensions.attributes.get("downloaded", 0)) if extensions else 0,
+            largest_ext_size=int(extensions.attributes.get("largest", 0)) if extensions else 0,
+            total_ext_download_size=int(extensions.attributes.get("total", 0)) if extensions else 0,
         )
 
     def _finish(self, span: Span) -> None:
