@@ -36,8 +36,10 @@ SELECT d.datname::text, o.rolname::text, d.datallowconn, d.datconnlimit = -2, d.
        (SELECT count(DISTINCT entry.privilege_type) = 3 FROM aclexplode(d.datacl) AS entry
         JOIN pg_catalog.pg_roles p ON p.oid = entry.grantee WHERE p.rolname = %s),
        (SELECT count(*)::int FROM pg_catalog.pg_subscription s WHERE s.subdbid = d.oid),
-       d.oid::int8
+       d.oid::int8, coalesce(r.readers, 0)
 FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles o ON o.oid = d.datdba
+LEFT JOIN (SELECT database, count(*)::int AS readers FROM pg_catalog.pg_replication_slots WHERE active GROUP BY 1) r
+          ON r.database = d.datname
 ORDER BY d.datname"""
 _FOOTHOLDS = """\
 SELECT r.rolname::text, array_agg(DISTINCT coalesce(d.datname::text, current_database()::text))
@@ -63,8 +65,10 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
     prepared = dict(await _rows(connection, _PREPARED)) if has_prepared else {}
     marker = await _rows(connection, _MARKER) if has_marker else []
     databases = {
-        name: DatabaseFacts(owner, connectable, invalid, template, bool(granted), subscriptions, prepared.get(oid))
-        for name, owner, connectable, invalid, template, granted, subscriptions, oid in await _rows(
+        name: DatabaseFacts(
+            owner, connectable, invalid, template, bool(granted), subscriptions, prepared.get(oid), readers
+        )
+        for name, owner, connectable, invalid, template, granted, subscriptions, oid, readers in await _rows(
             connection, _DATABASES, wanted.privileged_role
         )
     }

@@ -13,7 +13,8 @@ from trio_compute.db.connection import ConnectFailed, TrioConnection, open_conne
 from trio_compute.db.refusal import refusal
 from trio_compute.db.target import Target
 from trio_compute.errors import PostgresError
-from trio_compute.model.catalog_rules import FORMER_SUPERUSER, SUPERUSER
+from trio_compute.model import catalog_rules
+from trio_compute.model.catalog_rules import FORMER_SUPERUSER
 from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
@@ -47,7 +48,7 @@ def maintenance_target(connstr: str, purpose: str, deadlines: Deadlines) -> Targ
     """
     target = Target.parse(connstr)
     ours = {
-        "role": SUPERUSER,
+        "role": catalog_rules.SUPERUSER,
         "default_transaction_read_only": "off",
         "search_path": "''",
         "statement_timeout": str(round(deadlines.catalog_statement * 1000)),
@@ -100,31 +101,32 @@ async def _make_superuser(target: Target, deadlines: Deadlines, first: ConnectFa
     options = (
         f"-c role={FORMER_SUPERUSER} -c default_transaction_read_only=off -c search_path='' -c statement_timeout=0"
     )
-    old, name = target.replace(user=FORMER_SUPERUSER, options=options), identifier(SUPERUSER)
+    superuser = catalog_rules.SUPERUSER
+    old, name = target.replace(user=FORMER_SUPERUSER, options=options), identifier(superuser)
     try:
         async with open_connection(old, connect_timeout_seconds=deadlines.catalog_connect) as connection:
             await connection.execute("SET neon.forward_ddl = false")
             async with connection.transaction():
                 query = "SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = %s"
-                known = await (await connection.execute(query, (SUPERUSER,))).fetchone()
+                known = await (await connection.execute(query, (superuser,))).fetchone()
                 word = "ALTER" if known else "CREATE"
                 has_password = known is not None and known[0]
-                is_ours = target.user == SUPERUSER and not has_password
+                is_ours = target.user == superuser and not has_password
                 password = _password_words(connection, target.password) if is_ours else ""
                 await connection.execute(f"{word} ROLE {name} SUPERUSER LOGIN{password}".encode())
                 await connection.execute(f"GRANT {identifier(FORMER_SUPERUSER)} TO {name}".encode())
     except (PostgresError, psycopg.Error) as second:
         raise PostgresError(
-            f"neither {SUPERUSER} nor {FORMER_SUPERUSER} can log in: {brief(first)}; {brief(second)}"
+            f"neither {superuser} nor {FORMER_SUPERUSER} can log in: {brief(first)}; {brief(second)}"
         ) from None
-    log.info("superuser made", name=SUPERUSER)
+    log.info("superuser made", name=superuser)
 
 
 def _password_words(connection: Connection, password: str) -> str:
     """Return the clause for the password that we were given, which no log of the server can then show."""
     if not password:
         return ""
-    verifier = connection.pgconn.encrypt_password(password.encode(), SUPERUSER.encode(), b"scram-sha-256")
+    verifier = connection.pgconn.encrypt_password(password.encode(), catalog_rules.SUPERUSER.encode(), b"scram-sha-256")
     return f" PASSWORD {literal(verifier.decode())}"
 
 

@@ -6,7 +6,7 @@ import psycopg
 
 from trio_compute.db.maintenance import Connection, exclusive, failure_text, maintenance_target, open_maintenance
 from trio_compute.errors import PostgresError
-from trio_compute.plan.migrations import ADVANCE, CURRENT, MIGRATIONS, PREPARE, Migration
+from trio_compute.plan.migrations import ADVANCE, CURRENT, MIGRATIONS, Migration, preparation
 from trio_compute.settings import Deadlines
 from trio_compute.telemetry.failpoints import failpoints
 from trio_compute.telemetry.logging import get_logger
@@ -33,7 +33,7 @@ async def _prepared(connection: Connection) -> int:
     """Make sure that there is a record of what was run, and return it."""
     try:
         async with connection.transaction():
-            for statement in PREPARE:
+            for statement in preparation():
                 await connection.execute(statement.encode())
             rows = await (await connection.execute(CURRENT.encode())).fetchall()
             return int(rows[0][0])

@@ -6,14 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from trio_compute.model.catalog_options import DATABASE_OPTIONS, ROLE_OPTIONS, Kind, option_fault
+from trio_compute.model.catalog_options import DATABASE_OPTIONS, MAX_NAME_BYTES, ROLE_OPTIONS, Kind, option_fault
 from trio_compute.model.problems import Path, Problem
 from trio_compute.model.spec import ComputeSpec, Database, DeltaOp, GenericOption, Role
 
-SUPERUSER = "cloud_admin"
+SUPERUSER = "cloud_admin"  # read where it is used, so that a test can replace it (K-36)
 FORMER_SUPERUSER = "zenith_admin"
 SYSTEM_DATABASES = frozenset({"postgres", "template0", "template1"})
-MAX_NAME_BYTES = 63
 RENAMES = frozenset({"rename_db", "rename_role"})
 ACTIONS = RENAMES | {"delete_db", "delete_role"}
 # Keys have 32 bytes. Postgres takes any other text for a password in the clear, and hashes it.

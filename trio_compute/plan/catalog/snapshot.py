@@ -17,7 +17,9 @@ class RoleFacts(Struct, frozen=True):
 class DatabaseFacts(Struct, frozen=True):
     """Hold a database.
 
-    `granted`: the privileged role has every privilege on it; `prepared`: the mark of what it was last prepared for.
+    `granted`: the privileged role has every privilege on it; `readers`: how many read from its logical replication
+    slots; `prepared`: the mark of what it was last prepared for; `noted`: that mark is written down (it moves with a
+    database that is renamed, as the note goes by oid).
     """
 
     owner: str
@@ -27,6 +29,8 @@ class DatabaseFacts(Struct, frozen=True):
     granted: bool = True
     subscriptions: int = 0
     prepared: str | None = None
+    readers: int = 0
+    noted: bool = True
 
 
 class ExtensionFacts(Struct, frozen=True):
