@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trio_compute.db.maintenance import Connection
+from trio_compute.plan.catalog.lakebase import GRANTS, MONITOR
 from trio_compute.plan.catalog.snapshot import DatabaseFacts, ExtensionFacts, RoleFacts, Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
 
@@ -56,6 +57,11 @@ LEFT JOIN pg_catalog.pg_available_extensions() a ON a.name = e.extname"""
 _AVAILABLE = "SELECT name::text FROM pg_catalog.pg_available_extensions()"
 _MARKER = "SELECT timeline_id FROM neon.drop_subscriptions_done WHERE id = 1"
 _PREPARED = "SELECT database::int8, mark FROM neon.prepared_databases"
+_LAKEBASE = """\
+SELECT {grants},
+       (SELECT prosrc FROM pg_catalog.pg_proc
+        WHERE oid = to_regprocedure('public.health_check_write_succeeds()')::oid)
+FROM (SELECT (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = %s) AS oid) m"""
 
 
 async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
@@ -76,6 +82,8 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
     leaving = wanted.subjects("delete_role")
     leaving += wanted.subjects("rename_role") if leaving else []
     footholds = await _rows(connection, _FOOTHOLDS, leaving) if leaving else []
+    grants = ", ".join(grant.held for grant in GRANTS)
+    lakebase = (await _rows(connection, _LAKEBASE.format(grants=grants), MONITOR))[0] if wanted.lakebase else None
     return Snapshot(
         major=major,
         system_database=database,
@@ -89,6 +97,8 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
         has_health_check=has_health_check,
         audit_silenced=audit_silenced,
         dropped_subscriptions_of=marker[0][0] if marker else None,
+        monitor_grants={} if lakebase is None else {g.what: held for g, held in zip(GRANTS, lakebase, strict=False)},
+        write_check=None if lakebase is None else lakebase[-1],
     )
 
 
