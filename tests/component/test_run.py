@@ -18,6 +18,7 @@ from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.ending import Ending
 from trio_compute.lifecycle.status import Status
+from trio_compute.plan.catalog.failures import CatalogFailed, Failure
 from trio_compute.run import run
 from trio_compute.services.apply_queue import Aborted, Rejected, Succeeded
 
@@ -566,11 +567,13 @@ async def test_a_quota_that_cannot_be_put_back_is_told_beside_the_first_error(
     async def script(stage: Stage) -> None:
         await stage.compute.reach(Status.RUNNING)
         await trio.sleep(1)  # on the fake clock: until the migrations are done with the override
-        stage.host.failures["apply_catalog"] = [PostgresError("role is gone")]
+        failure = Failure(phase="P", database="d", object="role r", operation="o", sqlstate="42704", message="gone")
+        stage.host.failures["apply_catalog"] = [CatalogFailed([failure])]
         stage.host.failures["restore_quota"] = [HostError("disk is full")]
         stage.compute.apply(ev.ApplyQueued())
         outcome = await stage.servers.queue.submit(parsed(endpoint_id="ep-new")).outcome()
-        assert outcome == Rejected("role is gone; and the size quota is still lifted: disk is full")
+        told = f"{failure}; and the size quota is still lifted: disk is full"
+        assert outcome == Rejected(told, (failure,))
         await terminate(stage.compute, immediate=True)
 
     await stage.play(script)

@@ -27,6 +27,11 @@ LONGEST_PAUSE_SECONDS = 2.0
 _NO_LOGIN = frozenset({"28P01", "28000"})
 _NO_SLOT = frozenset({"53300"})
 _NOT_YET = frozenset({"57P03"})
+_HOLDERS = """\
+SELECT a.pid, a.usename::text, a.application_name FROM pg_catalog.pg_locks l
+JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database()
+WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 0 AND l.objid = %s AND l.objsubid = 1"""
 
 log = get_logger("catalog")
 
@@ -68,6 +73,7 @@ async def open_maintenance(target: Target, deadlines: Deadlines) -> AsyncIterato
     connection = await _connect(target, deadlines)
     try:
         connection.prepare_threshold = None
+        connection.add_notice_handler(_log_notice)
         try:
             await connection.execute("SET neon.forward_ddl = false")
         except psycopg.Error as error:
@@ -75,6 +81,10 @@ async def open_maintenance(target: Target, deadlines: Deadlines) -> AsyncIterato
         yield connection
     finally:
         await connection.close()
+
+
+def _log_notice(notice: psycopg.errors.Diagnostic) -> None:
+    log.debug("notice", severity=notice.severity_nonlocalized, about=brief(notice.message_primary or ""))
 
 
 async def _connect(target: Target, deadlines: Deadlines) -> Connection:
@@ -136,7 +146,9 @@ async def exclusive(connection: Connection) -> AsyncIterator[None]:
     try:
         await connection.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (ADVISORY_LOCK,))
     except psycopg.errors.LockNotAvailable:
-        raise PostgresError("another maintenance session holds the lock of the catalog (SQLSTATE 55P03)") from None
+        holder = await _holder(connection)
+        text = f"another maintenance session holds the lock of the catalog{holder} (SQLSTATE 55P03)"
+        raise PostgresError(text) from None
     except psycopg.Error as error:
         raise PostgresError(f"cannot get the lock of the catalog: {failure_text(error)}") from None
     try:
@@ -146,6 +158,15 @@ async def exclusive(connection: Connection) -> AsyncIterator[None]:
         if not connection.closed and not connection.broken:
             with suppress(psycopg.Error), trio.CancelScope(shield=True), trio.move_on_after(1):
                 await connection.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
+
+
+async def _holder(connection: Connection) -> str:
+    try:
+        cursor = await connection.execute(_HOLDERS, (ADVISORY_LOCK,))
+        found = [f"pid {pid} of {user}, application {name!r}" for pid, user, name in await cursor.fetchall()]
+    except psycopg.Error:  # then the error does without
+        return ""
+    return f": {brief('; '.join(found))}" if found else ""
 
 
 async def upgrade_neon_extension(connection: Connection) -> None:
