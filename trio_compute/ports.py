@@ -230,6 +230,7 @@ class Host:
             new_conf=new,
             restart_required=[*fields, *outlook.start_only],
             hide=redact,
+            warnings=parsed.warnings,
         )
 
     async def run_migrations(self) -> None:

@@ -127,6 +127,12 @@ def test_system_roles_are_passed_over() -> None:
     assert plan_catalog(of(listed), settled())[0].is_empty
 
 
+def test_templates_of_postgres_are_passed_over() -> None:
+    """K-17: neither owner nor privileges change."""
+    listed = [{"name": name, "owner": "r"} for name in ("template0", "template1")]
+    assert plan_catalog(of(databases=listed), settled(("r",)))[0].is_empty
+
+
 def test_owners_are_compared_as_they_are() -> None:
     """K-18."""
     state = settled(("abc", '"abc"'), {"d": '"abc"'})

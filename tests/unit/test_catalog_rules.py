@@ -130,7 +130,7 @@ def test_what_is_passed_over_is_told() -> None:
     """K-02, K-15, K-17, K-37."""
     cluster = {
         "roles": [role("twice"), role("twice"), role("cloud_admin"), role("pg_monitor")],
-        "databases": [{"name": "kept", "owner": "o"}] * 2,
+        "databases": [{"name": "kept", "owner": "o"}] * 2 + [{"name": "template1", "owner": "o"}],
     }
     delta = [{"action": "delete_db", "name": "kept"}, {"action": "explode", "name": "x"}]
     warnings = parsed(cluster=cluster, delta_operations=delta).warnings
@@ -139,6 +139,7 @@ def test_what_is_passed_over_is_told() -> None:
         "database 'kept' is listed more than once; the first one counts",
         "role 'cloud_admin' belongs to the system and stays as it is",
         "role 'pg_monitor' belongs to the system and stays as it is",
+        "database 'template1' is a template of Postgres and stays as it is",
         "database 'kept' is to be deleted and listed as wanted; it stays",
         "unknown delta operation 'explode' is ignored",
     )

@@ -8,6 +8,7 @@ from trio_compute.db.maintenance import Connection
 from trio_compute.plan.catalog.lakebase import GRANTS, MONITOR
 from trio_compute.plan.catalog.snapshot import DatabaseFacts, ExtensionFacts, RoleFacts, Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
+from trio_compute.plan.conf_syntax import split_libraries
 
 _FACTS = """\
 SELECT current_setting('server_version_num')::int / 10000,
@@ -93,7 +94,7 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
         extensions={name: ExtensionFacts(*facts) for name, *facts in await _rows(connection, _EXTENSIONS)},
         available_extensions=frozenset(name for (name,) in await _rows(connection, _AVAILABLE)),
         schemas=frozenset(schemas),
-        libraries=tuple(word.strip().strip('"') for word in libraries.split(",") if word.strip()),
+        libraries=split_libraries(libraries),
         has_health_check=has_health_check,
         audit_silenced=audit_silenced,
         dropped_subscriptions_of=marker[0][0] if marker else None,

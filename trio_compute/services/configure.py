@@ -130,6 +130,8 @@ class Configurator:
 
     async def _reconfigure(self, parsed: ParsedSpec) -> Rejected | None:
         """Write the configuration, reload it, apply the catalog; return what went wrong (02 §7)."""
+        for warning in parsed.warnings:
+            log.warning("spec", about=warning)
         try:
             with self._compute.spans.measure("reconfigure"):
                 await self._host.write_postgresql_conf(parsed)
