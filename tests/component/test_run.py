@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from trio_compute.lifecycle.ending import Ending
 from trio_compute.lifecycle.status import Status
 from trio_compute.plan.catalog.failures import CatalogFailed, Failure
 from trio_compute.run import run
+from trio_compute.services import configure
 from trio_compute.services.apply_queue import Aborted, Rejected, Succeeded
 
 
@@ -577,6 +579,28 @@ async def test_a_quota_that_cannot_be_put_back_is_told_beside_the_first_error(
         await terminate(stage.compute, immediate=True)
 
     await stage.play(script)
+
+
+async def test_what_a_later_spec_has_that_is_passed_over_is_told(
+    stage: Stage, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """05 K-02, K-17: not only for the first spec."""
+    told: list[object] = []
+
+    def note(_event: str, /, **values: object) -> None:
+        told.append(values.get("about"))
+
+    monkeypatch.setattr(configure, "log", SimpleNamespace(warning=note, info=note, error=note))
+
+    async def script(stage: Stage) -> None:
+        await stage.compute.reach(Status.RUNNING)
+        stage.compute.apply(ev.ApplyQueued())
+        later = parsed(delta_operations=[{"action": "explode", "name": "x"}])
+        assert isinstance(await stage.servers.queue.submit(later).outcome(), Succeeded)
+        await terminate(stage.compute, immediate=True)
+
+    await stage.play(script)
+    assert "unknown delta operation 'explode' is ignored" in told
 
 
 async def test_settings_that_wait_for_a_restart_are_told(stage: Stage, autojump_clock: Any) -> None:
