@@ -75,6 +75,7 @@ async def test_another_superuser_can_stand_for_ours(server: BarePostgres, monkey
     await run_migrations(url, privileged_role="neon_superuser", deadlines=QUICK)
     owners = "SELECT (SELECT datdba::regrole::text FROM pg_database WHERE datname = %s), nspowner::regrole::text"
     found = server.sql(f"{owners} FROM pg_namespace WHERE nspname = 'neon_migration'", name)
+    server.do("DROP DATABASE {}", name)
     server.sql("DROP SCHEMA neon_migration CASCADE; REASSIGN OWNED BY boss TO cloud_admin; DROP OWNED BY boss")
     server.sql("DROP ROLE boss")
     assert found == [(boss, boss)]

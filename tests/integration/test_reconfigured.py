@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,11 +91,24 @@ async def test_an_audit_level_that_is_raised_while_it_runs_waits_for_a_restart(r
         assert "audit level Base waits for a restart: library pgaudit is not loaded" in rig.log()
 
 
-async def test_locales_and_the_name_of_the_privileged_role_are_those_of_the_contract(rig: Rig, sql: Any) -> None:
-    """§16, test_compute_locales, test_neon_superuser."""
+async def test_another_name_of_the_privileged_role_is_shown_by_postgres(rig: Rig, sql: Any) -> None:
+    """§16, test_neon_superuser."""
     async with rig.compute(flags={"--privileged-role-name": "my_superuser"}) as child:
         await child.reach("running")
-        query = "SELECT DISTINCT setting FROM pg_settings WHERE name IN ('lc_messages', 'lc_monetary', 'lc_time', 'lc_numeric')"
-        assert await trio.to_thread.run_sync(sql, rig.connstr, query) == [("C.UTF-8",)]
         shown = await trio.to_thread.run_sync(sql, rig.connstr, "SHOW neon.privileged_role_name")
         assert shown == [("my_superuser",)]
+
+
+async def test_under_autoscaling_postgres_is_started_into_its_control_group(rig: Rig, public_tmp: Path) -> None:
+    """§9, §16: the variable may be empty; a stand-in notes how it is called and runs the rest."""
+    notes, program = public_tmp / "notes", public_tmp / "cgexec"
+    notes.touch()
+    notes.chmod(0o666)
+    program.write_text(f'#!/bin/sh\necho "$1 $2 ${{3##*/}} $4" >> {notes}\nshift 2\nexec "$@"\n')
+    program.chmod(0o755)
+    environ = {"AUTOSCALING": "", "PATH": f"{public_tmp}:{os.environ['PATH']}"}
+    async with rig.compute(environ=environ) as child:
+        await child.reach("running")
+    lines = notes.read_text().splitlines()
+    assert "-g memory:neon-postgres postgres -D" in lines
+    assert all(line.startswith("-g memory:neon-postgres postgres") for line in lines)
