@@ -51,8 +51,11 @@ def drop_subscriptions(name: str, state: Snapshot, why: str) -> Phase | None:
 
 def role_references(name: str, wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
     """Plan that nothing in a database belongs to a role that goes, nor is granted to it (K-19, K-20)."""
-    listed = None if name == state.system_database else wanted.owner_of(name)
-    new_owner = listed or catalog_rules.SUPERUSER
+    if name == state.system_database:
+        new_owner = catalog_rules.SUPERUSER
+    else:
+        # Not the superuser where it can be helped: a function that runs as its owner would then run as that one.
+        new_owner = wanted.owner_of(name) or state.databases[name].owner
     for role in wanted.subjects("delete_role"):
         if name in state.footholds.get(role, ()):
             state.footholds[role] -= {name}
