@@ -9,14 +9,15 @@ from functools import partial
 
 import msgspec
 import trio
+from msgspec import Struct
 
 from bench import rig
-from bench.report import Report, Samples, Stretch, machine, now, stretches, verdict
+from bench.report import Report, Result, Samples, Stretch, machine, now, stretches, verdict
 from trio_compute.db.apply import apply_catalog
 from trio_compute.db.connection import open_connection
 from trio_compute.db.preview import look_ahead
 from trio_compute.db.target import Target
-from trio_compute.embedded.world import SUPERUSER
+from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.model.spec import Database, DeltaOp, Role
 from trio_compute.plan.catalog.operations import Operation, Plan
 from trio_compute.plan.catalog.wanted import Wanted
@@ -32,18 +33,32 @@ CREATION_LIMIT = 1.1
 PRIVILEGED = "neon_superuser"
 TIMELINE = "0" * 32
 
+
+class Sizes(Struct, frozen=True, kw_only=True):
+    """Say how many of each there are; smaller ones show only that the bench itself works."""
+
+    created_roles: int = 1000
+    created_databases: int = 300
+    roles: int = 100
+    databases: int = 100
+    leavers: int = 50
+
+
+FULL = Sizes()
+
 NOTES = [
     "floor: the statements of our own plan, by psql: one session for the system database, then one for each database",
-    "creation and drop: a fresh cluster for the floor, another one for us; psql works alone, we have 9 workers",
+    "creation, passwords, drop: a fresh cluster for the floor, another one for us, each being first in half of the runs",
+    "psql works in one database after another, we have 9 workers",
     "on tmpfs where there is one: on disk, what the floor wrote slows who comes next",
     "nothing to do: everything from the connect to the close; its floor is psql with one SELECT",
     "sessions: how many connections Postgres counted during an apply that found nothing to do",
 ]
 
 
-def run(runs: int) -> Report:
+def run(runs: int, sizes: Sizes = FULL) -> Report:
     """Measure and return the report."""
-    return rig.run(partial(_run, runs))
+    return rig.run(partial(_run, runs, sizes))
 
 
 class _Server:
@@ -91,21 +106,21 @@ def _script(operations: Iterable[Operation]) -> str:
     return "".join(f"{op.statement}{chr(10) + chr(92) + 'gexec' if op.generates else ';'}\n" for op in kept)
 
 
-async def _run(runs: int) -> Report:
+async def _run(runs: int, sizes: Sizes) -> Report:
     set_level("warning")
-    samples, recorded = Samples(), list[list[Stretch]]()
+    measured = _Measured(sizes)
     async with rig.open_rig() as stand, stand.on(rig.places()[-1]):
         for number in range(runs):
-            await _measure_creation(stand, samples, recorded, ours_first=number % 2 == 0)
-            await _measure_changes(stand, samples)
-            await _measure_drop(stand, samples)
-    figures = [
-        samples.result("nothing to do", "ms", against="psql SELECT"),
-        samples.result("sessions", "sessions"),
-        samples.result("create 1,000 roles, 300 databases", "ms", against="creation by psql"),
-        samples.result("change 100 passwords", "ms", against="passwords by psql"),
-        samples.result("drop 50 owners in 100 databases", "ms", against="drop by psql"),
-    ]
+            # Who comes second pays for the memory that the first one filled and freed, so they take turns.
+            order = (True, False) if number % 2 == 0 else (False, True)
+            for is_ours in order:
+                await measured.creation(stand, is_ours=is_ours)
+            await measured.nothing(stand)
+            for is_ours in order:
+                await measured.passwords(stand, is_ours=is_ours)
+            for is_ours in order:
+                await measured.drop(stand, is_ours=is_ours)
+    figures = measured.figures()
     aims = [
         verdict(
             f"nothing to do ≤ {NOTHING_LIMIT_MS:g} ms, the connect included", figures[0].ours, NOTHING_LIMIT_MS, "ms"
@@ -119,27 +134,84 @@ async def _run(runs: int) -> Report:
         machine=machine(),
         results=figures,
         aims=aims,
-        breakdown={"creation, by phase (databases add up)": stretches(recorded)},
+        breakdown={
+            f"{what}, by phase (databases add up)": stretches(found) for what, found in measured.recorded.items()
+        },
         notes=NOTES,
-        samples=samples.dump(),
+        samples=measured.samples.dump(),
     )
 
 
-async def _measure_creation(
-    stand: rig.Rig, samples: Samples, recorded: list[list[Stretch]], *, ours_first: bool
-) -> None:
-    wanted = _wanted(1000, 300)
-    # Who comes second pays for the memory that the first one filled and freed, so they take turns.
-    for is_ours in (ours_first, not ours_first):
+class _Measured:
+    """Measure each case for us or for psql, and collect what is found."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.samples = Samples()
+        self.recorded: dict[str, list[list[Stretch]]] = {}
+        self._sizes = sizes
+        self._creation = f"create {sizes.created_roles:,} roles, {sizes.created_databases} databases"
+        self._passwords = f"change {sizes.roles} passwords"
+        self._drop = f"drop {sizes.leavers} owners in {sizes.databases} databases"
+
+    def figures(self) -> list[Result]:
+        """Return what was measured, the nothing first."""
+        return [
+            self.samples.result("nothing to do", "ms", against="psql SELECT"),
+            self.samples.result("sessions", "sessions"),
+            self.samples.result(self._creation, "ms", against=f"{self._creation} by psql"),
+            self.samples.result(self._passwords, "ms", against=f"{self._passwords} by psql"),
+            self.samples.result(self._drop, "ms", against=f"{self._drop} by psql"),
+        ]
+
+    async def creation(self, stand: rig.Rig, *, is_ours: bool) -> None:
+        """Make all roles and databases on a new cluster."""
         async with _fresh(stand):
-            server, spans = _Server(stand), Recorder()
-            if is_ours:
-                took = await _timed(partial(server.apply, wanted, spans))
-                samples.add("create 1,000 roles, 300 databases", took)
-                recorded.append(_stretches_of(spans))
-            else:
-                plan = await server.plan(wanted)
-                samples.add_reference("creation by psql", await _timed(partial(server.floor, plan)))
+            wanted = _wanted(self._sizes.created_roles, self._sizes.created_databases)
+            await self._measure(_Server(stand), self._creation, wanted, is_ours=is_ours)
+
+    async def nothing(self, stand: rig.Rig) -> None:
+        """Apply what is there already, over and over."""
+        async with _fresh(stand):
+            server, wanted = _Server(stand), _wanted(self._sizes.roles, self._sizes.databases)
+            await server.apply(wanted)
+            for _ in range(5):
+                before = await server.sessions()
+                self.samples.add("nothing to do", await _timed(partial(server.apply, wanted)))
+                self.samples.add("sessions", await server.sessions() - before - 1)
+                self.samples.add_reference("psql SELECT", await _timed(partial(server.psql, "SELECT 1;")))
+
+    async def passwords(self, stand: rig.Rig, *, is_ours: bool) -> None:
+        """Give every role another password."""
+        async with _fresh(stand):
+            server = _Server(stand)
+            await server.apply(_wanted(self._sizes.roles, self._sizes.databases))
+            changed = _wanted(self._sizes.roles, self._sizes.databases, password=1)
+            await self._measure(server, self._passwords, changed, is_ours=is_ours)
+
+    async def drop(self, stand: rig.Rig, *, is_ours: bool) -> None:
+        """Delete roles, each of which owns a table in every database."""
+        wanted, leavers = _wanted(self._sizes.roles, self._sizes.databases), range(self._sizes.leavers)
+        delta = tuple(DeltaOp(action="delete_role", name=f"owner-{number}") for number in leavers)
+        async with _fresh(stand):
+            server = _Server(stand)
+            await server.apply(wanted)
+            await server.psql("".join(f'CREATE ROLE "owner-{number}";\n' for number in leavers))
+            tables = "".join(
+                f'CREATE TABLE public."t{number}" (id int); ALTER TABLE public."t{number}" OWNER TO "owner-{number}";\n'
+                for number in leavers
+            )
+            for database in wanted.databases:
+                await server.psql(tables, database.name)
+            await self._measure(server, self._drop, msgspec.structs.replace(wanted, delta=delta), is_ours=is_ours)
+
+    async def _measure(self, server: _Server, name: str, wanted: Wanted, *, is_ours: bool) -> None:
+        if is_ours:
+            spans = Recorder()
+            self.samples.add(name, await _timed(partial(server.apply, wanted, spans)))
+            self.recorded.setdefault(name, []).append(_stretches_of(spans))
+        else:
+            plan = await server.plan(wanted)
+            self.samples.add_reference(f"{name} by psql", await _timed(partial(server.floor, plan)))
 
 
 def _stretches_of(spans: Recorder) -> list[Stretch]:
@@ -152,46 +224,6 @@ def _stretches_of(spans: Recorder) -> list[Stretch]:
         )
         for span in spans.spans
     ]
-
-
-async def _measure_changes(stand: rig.Rig, samples: Samples) -> None:
-    async with _fresh(stand):
-        server, wanted = _Server(stand), _wanted(100, 100)
-        await server.apply(wanted)
-        for _ in range(5):
-            before = await server.sessions()
-            samples.add("nothing to do", await _timed(partial(server.apply, wanted)))
-            samples.add("sessions", await server.sessions() - before - 1)
-            samples.add_reference("psql SELECT", await _timed(partial(server.psql, "SELECT 1;")))
-        for number in (1, 2):
-            changed = _wanted(100, 100, password=number)
-            if number == 1:
-                plan = await server.plan(changed)
-                samples.add_reference("passwords by psql", await _timed(partial(server.floor, plan)))
-            else:
-                samples.add("change 100 passwords", await _timed(partial(server.apply, changed)))
-
-
-async def _measure_drop(stand: rig.Rig, samples: Samples) -> None:
-    wanted = _wanted(100, 100)
-    leavers = tuple(DeltaOp(action="delete_role", name=f"owner-{number}") for number in range(50))
-    without = msgspec.structs.replace(wanted, delta=leavers)
-    for ours in (False, True):
-        async with _fresh(stand):
-            server = _Server(stand)
-            await server.apply(wanted)
-            await server.psql("".join(f'CREATE ROLE "owner-{number}";\n' for number in range(50)))
-            tables = "".join(
-                f'CREATE TABLE public."t{number}" (id int); ALTER TABLE public."t{number}" OWNER TO "owner-{number}";\n'
-                for number in range(50)
-            )
-            for database in wanted.databases:
-                await server.psql(tables, database.name)
-            if ours:
-                samples.add("drop 50 owners in 100 databases", await _timed(partial(server.apply, without)))
-            else:
-                plan = await server.plan(without)
-                samples.add_reference("drop by psql", await _timed(partial(server.floor, plan)))
 
 
 @asynccontextmanager

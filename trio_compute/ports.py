@@ -235,6 +235,7 @@ class Host(RuntimeSql, PostgresTools):
             new_conf=new,
             restart_required=[*fields, *outlook.start_only],
             hide=redact,
+            warnings=parsed.warnings,
         )
 
     async def run_migrations(self) -> None:

@@ -35,6 +35,7 @@ LIBPQ_VARIABLES = frozenset(
 _NUMBER = re.compile(r"\A[0-9]{1,20}\Z")
 _LONGEST_USAGE_ERROR = 300
 _PRIVILEGED_ROLE = re.compile(r"\A[a-z_]+\Z")
+_LONGEST_ROLE_NAME = 63
 
 
 class Deadlines(Struct, frozen=True, kw_only=True):
@@ -369,6 +370,8 @@ def _boolean(text: str) -> bool:
 def _privileged_role_name(text: str) -> str:
     if _PRIVILEGED_ROLE.match(text) is None:
         raise argparse.ArgumentTypeError("--privileged-role-name can only contain lowercase letters and underscores")
+    if len(text) > _LONGEST_ROLE_NAME:
+        raise argparse.ArgumentTypeError(f"--privileged-role-name is longer than {_LONGEST_ROLE_NAME} bytes")
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.ending import Ending
 from trio_compute.lifecycle.status import Status
+from trio_compute.plan.catalog.failures import CatalogFailed, Failure
 from trio_compute.run import run
+from trio_compute.services import configure
 from trio_compute.services.apply_queue import Aborted, Rejected, Succeeded
 
 
@@ -566,14 +569,38 @@ async def test_a_quota_that_cannot_be_put_back_is_told_beside_the_first_error(
     async def script(stage: Stage) -> None:
         await stage.compute.reach(Status.RUNNING)
         await trio.sleep(1)  # on the fake clock: until the migrations are done with the override
-        stage.host.failures["apply_catalog"] = [PostgresError("role is gone")]
+        failure = Failure(phase="P", database="d", object="role r", operation="o", sqlstate="42704", message="gone")
+        stage.host.failures["apply_catalog"] = [CatalogFailed([failure])]
         stage.host.failures["restore_quota"] = [HostError("disk is full")]
         stage.compute.apply(ev.ApplyQueued())
         outcome = await stage.servers.queue.submit(parsed(endpoint_id="ep-new")).outcome()
-        assert outcome == Rejected("role is gone; and the size quota is still lifted: disk is full")
+        told = f"{failure}; and the size quota is still lifted: disk is full"
+        assert outcome == Rejected(told, (failure,))
         await terminate(stage.compute, immediate=True)
 
     await stage.play(script)
+
+
+async def test_what_a_later_spec_has_that_is_passed_over_is_told(
+    stage: Stage, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """05 K-02, K-17: not only for the first spec."""
+    told: list[object] = []
+
+    def note(_event: str, /, **values: object) -> None:
+        told.append(values.get("about"))
+
+    monkeypatch.setattr(configure, "log", SimpleNamespace(warning=note, info=note, error=note))
+
+    async def script(stage: Stage) -> None:
+        await stage.compute.reach(Status.RUNNING)
+        stage.compute.apply(ev.ApplyQueued())
+        later = parsed(delta_operations=[{"action": "explode", "name": "x"}])
+        assert isinstance(await stage.servers.queue.submit(later).outcome(), Succeeded)
+        await terminate(stage.compute, immediate=True)
+
+    await stage.play(script)
+    assert "unknown delta operation 'explode' is ignored" in told
 
 
 async def test_settings_that_wait_for_a_restart_are_told(stage: Stage, autojump_clock: Any) -> None:

@@ -35,6 +35,7 @@ _CONF = {
     "wal_level": "logical",
     "max_connections": "40",
     "superuser_reserved_connections": "3",
+    "max_prepared_transactions": "5",
     "autovacuum": "off",
     "log_line_prefix": "'%m [%p] '",
     "neon.timeline_id": f"'{'0' * 32}'",

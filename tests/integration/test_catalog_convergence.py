@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec import structs
 
 from tests.integration.bare_postgres import QUICK, BarePostgres, apply, fresh, wanted
 from trio_compute.db import apply as applying
+from trio_compute.db.catalog_snapshot import read_snapshot
+from trio_compute.db.maintenance import maintenance_target, open_maintenance
 from trio_compute.db.preview import look_ahead
 from trio_compute.errors import PostgresError
+from trio_compute.model.spec import ComputeAudit
 from trio_compute.plan.catalog.failures import CatalogFailed
 from trio_compute.plan.catalog.operations import Operation
+from trio_compute.plan.catalog.planner import plan_catalog
+from trio_compute.plan.catalog.snapshot import Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
 from trio_compute.settings import Deadlines
 
@@ -128,6 +134,46 @@ async def test_a_repeat_ends_where_an_undisturbed_apply_does(
         assert case.outcome() == expected, f"cut after {cut} operations"
         assert (await apply(server, case.state)).is_empty
         case.remove()
+
+
+async def look(server: BarePostgres, state: Wanted) -> Snapshot:
+    async with open_maintenance(maintenance_target(server.url(), "plan", QUICK), QUICK) as connection:
+        return await read_snapshot(connection, state)
+
+
+def as_predicted(snapshot: Snapshot, privileged_role: str) -> Any:
+    """Return what a plan promises: of ordinary roles it knows the passwords only; footholds serve the planning."""
+    privileged = snapshot.roles[privileged_role]
+    return (
+        {name: facts.password for name, facts in snapshot.roles.items()},
+        (privileged.attributes, privileged.member_of),
+        snapshot.databases,
+        (snapshot.extensions, snapshot.schemas, snapshot.has_health_check, snapshot.audit_silenced),
+        (snapshot.dropped_subscriptions_of, snapshot.monitor_grants, snapshot.write_check),
+    )
+
+
+@pytest.mark.parametrize("is_lakebase", [False, True])
+async def test_what_a_plan_predicts_is_what_is_there_afterwards(is_lakebase: bool, server: BarePostgres) -> None:
+    """K-34: so that a preview can be believed, and later phases rest on what is true."""
+    case = Case(server)
+    await case.set_up()
+    state = structs.replace(case.state, audit=ComputeAudit.BASE, drop_subscriptions=True, timeline_id=f"{case.word:a>32}")
+    state = structs.replace(state, lakebase=is_lakebase)
+    before = await look(server, state)
+    plan, predicted = plan_catalog(state, before)
+    assert not plan.is_empty
+    await apply(server, state)
+    found = await look(server, state)
+    if is_lakebase:  # a plain Postgres has no such objects
+        for name in ("view neon_perf_counters", "function get_perf_counters"):
+            predicted.monitor_grants[name] = None
+    assert as_predicted(found, case.name("super")) == as_predicted(predicted, case.name("super"))
+    assert plan_catalog(state, found)[0].is_empty
+    case.remove()
+    server.sql("ALTER DATABASE postgres RESET ALL; DROP FUNCTION IF EXISTS public.health_check_write_succeeds()")
+    for name in ("monitor", "control_plane", "gateway") if is_lakebase else ():
+        server.sql(f"DROP OWNED BY databricks_{name}; DROP ROLE databricks_{name}")
 
 
 async def test_a_cancellation_while_something_runs_cancels_it_on_the_server(server: BarePostgres) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import psycopg
 import pytest
 
 from tests.integration.bare_postgres import QUICK, BarePostgres, apply, fresh, wanted
@@ -57,12 +60,24 @@ async def test_a_statement_that_takes_too_long_is_a_failure_that_says_so(server:
     server.do("DROP DATABASE {} WITH (FORCE)", name)
 
 
-async def test_a_database_with_a_replication_slot_is_deleted_unless_somebody_reads_from_it(
-    server: BarePostgres,
-) -> None:
+async def test_a_database_with_a_replication_slot_is_deleted(server: BarePostgres) -> None:
     name = fresh("slotted")
     await apply(server, wanted(databases=[(name, "cloud_admin")]))
     server.sql("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", name, database=name)
     await apply(server, wanted(delta=[{"action": "delete_db", "name": name}]))
     assert not server.exists("database", name)
     assert server.sql("SELECT count(*)::int FROM pg_replication_slots") == [(0,)]
+
+
+async def test_somebody_who_reads_from_a_replication_slot_does_not_keep_the_database(server: BarePostgres) -> None:
+    """§7: deleted with force, though Postgres itself would not end the replication."""
+    name = fresh("read")
+    await apply(server, wanted(databases=[(name, "cloud_admin")]))
+    server.sql("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", name, database=name)
+    state = wanted(delta=[{"action": "delete_db", "name": name}])
+    with contextlib.closing(server.connect(name, replication="database")) as reader:
+        begun = reader.pgconn.exec_(f"START_REPLICATION SLOT {name} LOGICAL 0/0".encode())
+        assert begun.status == psycopg.pq.ExecStatus.COPY_BOTH
+        await apply(server, state)
+    assert not server.exists("database", name)
+    assert (await apply(server, state)).is_empty

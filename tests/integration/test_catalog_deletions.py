@@ -27,7 +27,7 @@ def subscribe(server: BarePostgres, database: str, name: str) -> None:
 
 
 async def test_what_a_role_owns_and_was_granted_goes_in_every_database(server: BarePostgres) -> None:
-    """K-20, K-21: also in databases that no spec lists; databases of the role change hands explicitly."""
+    """K-20, K-21: also in databases that no spec lists, to their owner; databases of the role change hands explicitly."""
     leaver, keeper, listed, unlisted, owned = (
         fresh(word) for word in ("leaver", "keeper", "listed", "unlisted", "own")
     )
@@ -41,7 +41,8 @@ async def test_what_a_role_owns_and_was_granted_goes_in_every_database(server: B
     assert not server.exists("role", leaver)
     owner = "SELECT tableowner::text FROM pg_tables WHERE tablename = 'theirs'"
     assert server.sql(owner, database=listed) == [(keeper,)]
-    assert server.sql(owner, database=unlisted) == [("cloud_admin",)]
+    assert server.sql(owner, database=unlisted) == [(keeper,)]
+    assert server.sql(owner, database=owned) == [("cloud_admin",)]
     query = "SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = %s"
     assert server.sql(query, owned) == [("cloud_admin",)]
     assert (await apply(server, state)).is_empty

@@ -9,12 +9,14 @@ import hmac
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 import trio
 
 from tests.integration.bare_postgres import QUICK, BarePostgres, apply, fresh, wanted
+from trio_compute.db import maintenance
 from trio_compute.db.maintenance import maintenance_target, open_maintenance
 from trio_compute.db.migrations import run_migrations
 from trio_compute.db.target import Target
@@ -176,6 +178,19 @@ async def test_options_of_the_operator_win(server: BarePostgres) -> None:
             "current_setting('neon.forward_ddl'), current_setting('pgaudit.log')"
         )
         assert await cursor.fetchall() == [("7s", "''", "off", "compute_ctl:apply_config", "false", "none")]
+
+
+async def test_notices_are_for_who_debugs(server: BarePostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """§2.3."""
+    told: list[tuple[str, object]] = []
+
+    def note(event: str, /, **values: object) -> None:
+        told.append((event, values["about"]))
+
+    monkeypatch.setattr(maintenance, "log", SimpleNamespace(debug=note))
+    async with open_maintenance(maintenance_target(server.url(), "x", QUICK), QUICK) as connection:
+        await connection.execute("DROP ROLE IF EXISTS nobody_at_all")
+    assert told == [("notice", 'role "nobody_at_all" does not exist, skipping')]
 
 
 async def test_databases_of_every_odd_kind_are_worked_on(server: BarePostgres) -> None:

@@ -11,7 +11,7 @@ from trio_compute.db.migrations import run_migrations
 from trio_compute.errors import PostgresError
 from trio_compute.plan.migrations import MIGRATIONS
 from trio_compute.telemetry.failpoints import failpoints
-from trio_compute.telemetry.metrics import DB_MIGRATION_FAILED, metrics
+from trio_compute.telemetry.metrics import DB_MIGRATION_FAILED, DB_MIGRATION_ID, metrics
 
 pytestmark = pytest.mark.postgres
 
@@ -84,10 +84,12 @@ async def test_a_migration_that_fails_leaves_no_trace_and_is_the_first_of_the_ne
 
 @pytest.mark.parametrize("recorded", [-1, 13])
 async def test_a_record_out_of_range_is_told_and_nothing_is_run(recorded: int, server: BarePostgres) -> None:
-    """K-30: that of a newer version, or a broken one."""
+    """K-30: that of a newer version, or a broken one; it shows as a gauge."""
     await apply(server, wanted())
     await migrate(server, "neon_superuser")
+    assert metrics.value(DB_MIGRATION_ID) == 12
     server.sql("UPDATE neon_migration.migration_id SET id = %s", recorded)
     with pytest.raises(PostgresError, match=f"migration {recorded} is recorded"):
         await migrate(server, "neon_superuser")
     assert server.sql(CURRENT) == [(recorded,)]
+    assert metrics.value(DB_MIGRATION_ID) == recorded

@@ -34,16 +34,19 @@ async def reloaded_with(server: BarePostgres, line: str) -> ReloadReport:
 
 
 async def test_a_sound_change_is_in_force_when_the_report_comes(server: BarePostgres) -> None:
+    """F-13: a reload is only a signal; here it is waited for."""
     assert await reloaded_with(server, "work_mem = '7MB'") == ReloadReport()
     assert server.sql("SHOW work_mem") == [("7MB",)]
 
 
 async def test_a_setting_that_only_a_start_takes_over_is_named(server: BarePostgres) -> None:
+    """F-13, F-27."""
     assert await reloaded_with(server, "max_connections = 41") == ReloadReport(pending_restart=("max_connections",))
 
 
 @pytest.mark.parametrize("line", ["work_mem = 'much'", "this is no setting", "nonsense = 1"])
 async def test_what_postgres_cannot_read_is_told(line: str, server: BarePostgres) -> None:
+    """F-13: a value, a line, a name."""
     report = await reloaded_with(server, line)
     assert len(report.errors) == 1
     assert report.pending_restart == ()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from msgspec import structs
 
 from tests.fakes.specs import parsed
+from trio_compute.db.maintenance import maintenance_target
+from trio_compute.model import catalog_rules
 from trio_compute.plan.catalog.operations import Operation, Plan
 from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.snapshot import DatabaseFacts, RoleFacts, Snapshot, fresh_snapshot
 from trio_compute.plan.catalog.wanted import Wanted, wanted_of
-from trio_compute.plan.migrations import MIGRATIONS
+from trio_compute.plan.migrations import MIGRATIONS, preparation
+from trio_compute.settings import Deadlines
 
 P = "neon_superuser"
 MD5 = "0f" * 16
@@ -101,10 +105,32 @@ def test_a_reserved_word_as_privileged_role_is_quoted_and_nothing_names_the_usua
     assert 'ALTER ROLE "user" BYPASSRLS' in text
 
 
+def test_the_superuser_has_its_name_from_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """K-36."""
+    monkeypatch.setattr(catalog_rules, "SUPERUSER", "boss")
+    state = fresh_snapshot("boss", major=17)
+    state.roles["r"], state.databases["theirs"] = RoleFacts(), DatabaseFacts("r")
+    state.footholds = {"r": frozenset({"theirs", "postgres"})}
+    delta = [{"action": "delete_role", "name": "r"}]
+    plan, after = plan_catalog(of([role("boss", MD5)], [{"name": "d", "owner": "boss"}], delta), state)
+    text = [step.statement + (step.only_if or "") for _, phase in plan.located() for step in phase.operations]
+    assert "cloud_admin" not in "".join([*text, *preparation()])
+    assert 'ALTER SCHEMA neon_migration OWNER TO "boss"' in preparation()
+    assert after.databases["theirs"].owner == "boss"
+    assert after.roles["boss"].password is None
+    assert "-c role=boss" in maintenance_target("postgresql://h/d", "x", Deadlines()).options
+
+
 def test_system_roles_are_passed_over() -> None:
-    """K-17, K-36."""
+    """K-17."""
     listed = [role(name, MD5) for name in ("cloud_admin", "zenith_admin", P, "pg_x")]
     assert plan_catalog(of(listed), settled())[0].is_empty
+
+
+def test_templates_of_postgres_are_passed_over() -> None:
+    """K-17: neither owner nor privileges change."""
+    listed = [{"name": name, "owner": "r"} for name in ("template0", "template1")]
+    assert plan_catalog(of(databases=listed), settled(("r",)))[0].is_empty
 
 
 def test_owners_are_compared_as_they_are() -> None:

@@ -79,6 +79,15 @@ def test_options_are_rendered_by_kind() -> None:
     assert stored_password(Role(name="r", encrypted_password=SCRAM)) == SCRAM
 
 
+@pytest.mark.parametrize("word", ["user", "current_user", "session_user", "default", "none", "public", "a b"])
+def test_a_name_among_the_options_is_never_taken_for_a_word_of_sql(word: str) -> None:
+    """K-04: `IN ROLE current_user` would be the superuser that we work as."""
+    groups = Role(name="r", options=[GenericOption(name="IN ROLE", value=word, vartype="enum")])
+    assert f'IN ROLE "{P}", "{word}"' in creation_words(groups, groups=[P])
+    template = Database(name="d", owner="o", options=[GenericOption(name="TEMPLATE", value=word, vartype="enum")])
+    assert database_words(template) == f'TEMPLATE "{word}" OWNER "o"'
+
+
 @pytest.mark.parametrize(
     ("roles", "databases", "delta", "message"),
     [
@@ -94,6 +103,8 @@ def test_options_are_rendered_by_kind() -> None:
         ([role("r", None, ("SUPERB", None, "bool"))], [], None, "option 'SUPERB' is not known"),
         ([role("r", None, ("CONNECTION LIMIT", "5; x", "integer"))], [], None, "needs a whole number"),
         ([role("r", None, ("CREATEDB", "yes", "bool"))], [], None, "takes no value"),
+        ([role("r", None, ("IN ROLE", "é" * 32, "string"))], [], None, "needs a name of 1 to 63 bytes"),
+        ([role("r", None, ("ADMIN", "", "string"))], [], None, "needs a name"),
         ([role("r"), role("r", MD5)], [], None, "listed twice with different content"),
         ([], [{"name": "d", "owner": "a"}, {"name": "d", "owner": "b"}], None, "listed twice with different content"),
         ([], [], [{"action": "rename_role", "name": "a"}], "requires new_name"),
@@ -119,7 +130,7 @@ def test_what_is_passed_over_is_told() -> None:
     """K-02, K-15, K-17, K-37."""
     cluster = {
         "roles": [role("twice"), role("twice"), role("cloud_admin"), role("pg_monitor")],
-        "databases": [{"name": "kept", "owner": "o"}] * 2,
+        "databases": [{"name": "kept", "owner": "o"}] * 2 + [{"name": "template1", "owner": "o"}],
     }
     delta = [{"action": "delete_db", "name": "kept"}, {"action": "explode", "name": "x"}]
     warnings = parsed(cluster=cluster, delta_operations=delta).warnings
@@ -128,6 +139,7 @@ def test_what_is_passed_over_is_told() -> None:
         "database 'kept' is listed more than once; the first one counts",
         "role 'cloud_admin' belongs to the system and stays as it is",
         "role 'pg_monitor' belongs to the system and stays as it is",
+        "database 'template1' is a template of Postgres and stays as it is",
         "database 'kept' is to be deleted and listed as wanted; it stays",
         "unknown delta operation 'explode' is ignored",
     )

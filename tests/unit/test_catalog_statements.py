@@ -11,6 +11,7 @@ from msgspec import structs
 
 from tests.fakes.specs import parsed
 from trio_compute.errors import SpecError
+from trio_compute.plan.catalog.lakebase import GRANTS
 from trio_compute.plan.catalog.operations import Plan
 from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.quoting import dollar_quoted, identifier, literal
@@ -102,7 +103,12 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         state.extensions["neon"] = ExtensionFacts(draw(st.sampled_from(["public", "neon"])), draw(st.booleans()))
     state.libraries = draw(st.sampled_from([(), ("pg_stat_statements", "pgaudit")]))
     state.schemas = draw(st.sampled_from([frozenset(), frozenset({"public"}), frozenset({"public", "neon"})]))
-    state.available_extensions = draw(st.sampled_from([frozenset(), frozenset({"neon", "pgaudit"})]))
+    state.available_extensions = draw(
+        st.sampled_from([frozenset(), frozenset({"neon", "pgaudit"}), frozenset({"neon", "databricks_auth"})])
+    )
+    if draw(st.booleans()):
+        state.roles["databricks_monitor"] = state.roles["databricks_reader_1"] = RoleFacts()
+        state.monitor_grants = {grant.what: draw(st.sampled_from([None, True, False])) for grant in GRANTS}
     return state
 
 
@@ -151,12 +157,12 @@ def test_no_secret_is_in_what_may_be_shown(spec: dict[str, Any], state: Snapshot
 
 
 @settings(max_examples=300)
-@given(spec=SPECS, state=snapshots())
+@given(spec=SPECS, state=snapshots(), is_lakebase=st.booleans())
 def test_whatever_the_server_holds_planning_over_the_prediction_finds_nothing(
-    spec: dict[str, Any], state: Snapshot
+    spec: dict[str, Any], state: Snapshot, is_lakebase: bool
 ) -> None:
     """K-32, K-34. Renames among names that a plan also makes or deletes have no fixed point."""
-    state_wanted = wanted(spec)
+    state_wanted = wanted(spec, lakebase=is_lakebase, reader_statement_timeout="5s")
     renames = [op for op in state_wanted.delta if op.action.startswith("rename")]
     others = [op.name for op in state_wanted.delta if not op.action.startswith("rename")]
     listed = [entry.name for entry in (*state_wanted.roles, *state_wanted.databases)]

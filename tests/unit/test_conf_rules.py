@@ -34,6 +34,19 @@ def test_a_setting_that_cannot_be_written_is_refused_with_its_place(
     assert len(found[0].message) < 200
 
 
+@pytest.mark.parametrize("line", ["include 'x.conf'", " INCLUDE_DIR='d'", "a = 1\ninclude_if_exists = 'x'\n"])
+def test_libraries_that_an_included_file_may_name_are_warned_about(line: str) -> None:
+    """F-08: rendering reads no files, so that the list of the audit level takes the place of such a list."""
+    with_include = {**cluster(), "postgresql_conf": line}
+    (warning,) = parsed_spec(cluster=with_include, audit_log_level="Base").warnings
+    assert "takes its place" in warning
+    assert parsed_spec(cluster=with_include).warnings == ()
+    listed = {**cluster(setting("Shared_Preload_Libraries", "neon")), "postgresql_conf": line}
+    assert parsed_spec(cluster=listed, audit_log_level="Base").warnings == ()
+    other = {**cluster(), "postgresql_conf": "# include 'x'\nincluded.by = 'y'"}
+    assert parsed_spec(cluster=other, audit_log_level="Base").warnings == ()
+
+
 @pytest.mark.parametrize("path", ["", "/", "/etc/", "/etc/..", ".", "/a\nlocal all all trust", "/a\0", "/a\rb"])
 @pytest.mark.parametrize("place", ["cert_file", "key_file", "ca_file", "databricks_pg_hba", "databricks_pg_ident"])
 def test_a_path_that_would_break_a_file_is_refused(path: str, place: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +32,24 @@ def umask(request: pytest.FixtureRequest) -> Iterator[None]:
     before = os.umask(request.param)
     yield
     os.umask(before)
+
+
+KILLED_BEFORE_THE_RENAME = """
+import os, pathlib, signal, sys
+from trio_compute.host import files, run_as
+pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+files.write_atomically(pathlib.Path(sys.argv[1]), "new", run_as.RunAs())
+"""
+
+
+def test_a_writer_that_is_killed_before_the_rename_leaves_the_old_file(file: Path) -> None:
+    """F-01, contract 04 §16."""
+    file.write_text("old")
+    killed = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_RENAME, str(file)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert file.read_text() == "old"
+    write_atomically(file, "newer", ME)
+    assert file.read_text() == "newer"
 
 
 @pytest.mark.usefixtures("umask")

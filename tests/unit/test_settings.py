@@ -209,6 +209,10 @@ def test_a_privileged_role_name_is_lower_case_letters_and_underscores(name: str)
     assert "--privileged-role-name can only contain lowercase letters and underscores" in message
 
 
+def test_a_privileged_role_name_that_postgres_would_cut_is_refused() -> None:
+    assert "longer than 63 bytes" in refusal("--privileged-role-name", "x" * 64)
+
+
 @pytest.mark.parametrize("url", ["https://h/?a=b", "https://h?a=b", "https://h/x?a"])
 def test_the_extension_url_may_have_no_parameters(url: str) -> None:
     assert "parameters detected in remote extensions base URL" in refusal("-r", url)

@@ -16,14 +16,16 @@ from trio_compute.db.target import Target
 from trio_compute.errors import ComputeError, HostError, SpecError, cause_chain
 from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.model.parsed import ParsedSpec, parse_spec
+from trio_compute.model.spec import TlsConfig
 from trio_compute.plan.catalog.operations import Plan
 from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.snapshot import fresh_snapshot
 from trio_compute.plan.catalog.wanted import Wanted, wanted_of
 from trio_compute.plan.conf_diff import changed_settings
-from trio_compute.plan.conf_syntax import effective_settings, split_list
+from trio_compute.plan.conf_syntax import effective_settings, split_libraries
 from trio_compute.plan.postgres_conf import ConfContext, render_postgresql_conf
 from trio_compute.plan.preview import Preview, preview_of
+from trio_compute.plan.tls import tls_in_use
 from trio_compute.settings import DEFAULT_INTERNAL_PORT, Deadlines
 from trio_compute.storage.control_plane import located_configuration
 from trio_compute.telemetry.redaction import learn_spec, redact
@@ -67,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _preview(arguments: argparse.Namespace) -> Preview:
-    parsed = _parsed(arguments.file)
-    old, new = _old_conf(arguments.pgdata), _new_conf(parsed, arguments)
+    parsed, tls = _parsed(arguments.file)
+    old, new = _old_conf(arguments.pgdata), _new_conf(parsed, tls, arguments)
     touched = parsed.is_primary and not parsed.spec.skip_pg_catalog_updates
     role, lakebase = arguments.privileged_role_name, arguments.lakebase_mode
     wanted = wanted_of(parsed, privileged_role=role, lakebase=lakebase) if touched else None
@@ -84,10 +86,11 @@ def _preview(arguments: argparse.Namespace) -> Preview:
         new_conf=new,
         restart_required=outlook.start_only,
         hide=redact,
+        warnings=parsed.warnings,
     )
 
 
-def _parsed(path: Path) -> ParsedSpec:
+def _parsed(path: Path) -> tuple[ParsedSpec, TlsConfig | None]:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -101,7 +104,7 @@ def _parsed(path: Path) -> ParsedSpec:
         raise SpecError(f"{path} holds no spec")
     parsed = parse_spec(config.spec)
     learn_spec(parsed)
-    return parsed
+    return parsed, config.compute_ctl_config.tls
 
 
 def _old_conf(pgdata: Path | None) -> str:
@@ -113,15 +116,21 @@ def _old_conf(pgdata: Path | None) -> str:
         raise HostError(f"cannot read postgresql.conf in {pgdata}: {error.strerror}") from None
 
 
-def _new_conf(parsed: ParsedSpec, arguments: argparse.Namespace) -> str:
-    role, port = arguments.privileged_role_name, arguments.internal_http_port
-    return render_postgresql_conf(parsed, ConfContext(privileged_role_name=role, internal_http_port=port))
+def _new_conf(parsed: ParsedSpec, tls: TlsConfig | None, arguments: argparse.Namespace) -> str:
+    is_lakebase = arguments.lakebase_mode and arguments.connstr is not None
+    context = ConfContext(
+        privileged_role_name=arguments.privileged_role_name,
+        internal_http_port=arguments.internal_http_port,
+        tls=tls_in_use(parsed.spec, tls) is not None,
+        lakebase_port=Target.parse(arguments.connstr).port if is_lakebase else None,
+    )
+    return render_postgresql_conf(parsed, context)
 
 
 def _plan_from_nothing(wanted: Wanted | None, major: int, conf: str) -> Plan:
     if wanted is None:
         return Plan()
-    libraries = tuple(split_list(effective_settings(conf).get("shared_preload_libraries", "")))
+    libraries = split_libraries(effective_settings(conf).get("shared_preload_libraries", ""))
     snapshot = fresh_snapshot(SUPERUSER, major=major, libraries=libraries)
     return plan_catalog(wanted, snapshot)[0]
 

@@ -34,6 +34,10 @@ QUERY_CANCELED = "57014"
 _TIMED_OUT = frozenset({QUERY_CANCELED, "55P03"})
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
+# A user changes the same object at the same moment: a deadlock, or "tuple concurrently updated", which has no code of
+# its own. Once more helps; if it does not, it was another error.
+_CONFLICTS = frozenset({"40001", "40P01", "XX000"})
+MOST_CONFLICTS = 3
 # A database may go, or close, between the look and the work: then there is nothing to do in it.
 _DATABASE_GONE = frozenset({"3D000", "55000"})
 
@@ -122,8 +126,9 @@ class _Execution:
             failures.append(_unreachable(work, error, None))
 
     async def _execute(self, connection: Connection, database: str, phase: Phase, operation: Operation) -> None:
-        """Run one operation, again for a while where that can help; raise CatalogFailed without its statement."""
+        """Run one operation, again for a while where that can help; raise CatalogFailed, whose text is without SQL."""
         give_up_at, pause = trio.current_time() + self._deadlines.catalog_retry, FIRST_PAUSE_SECONDS
+        conflicts = 0
         pid = connection.pgconn.backend_pid
         while True:
             self._watch.begin(pid, database)
@@ -140,7 +145,10 @@ class _Execution:
             if failure.sqlstate in operation.tolerated:
                 log.warning("catalog", about=str(failure))
                 return
-            if failure.sqlstate not in operation.retried or trio.current_time() + pause > give_up_at:
+            is_conflict = failure.sqlstate in _CONFLICTS
+            conflicts += is_conflict
+            can_pass = failure.sqlstate in operation.retried or (is_conflict and conflicts <= MOST_CONFLICTS)
+            if not can_pass or trio.current_time() + pause > give_up_at:
                 raise CatalogFailed([failure])
             log.warning("catalog", about=str(failure), retry_in_seconds=pause)
             await trio.sleep(pause)
@@ -160,19 +168,25 @@ async def _run(connection: Connection, operation: Operation) -> None:
             await connection.execute(operation.lock.encode())
         generated = await connection.execute(operation.statement.encode())
         for (statement,) in await generated.fetchall():
-            await connection.execute(str(statement).encode())
+            try:
+                await connection.execute(str(statement).encode())
+            except psycopg.Error as error:
+                error.add_note(str(statement))
+                raise
 
 
 def _failure(
     error: psycopg.Error, database: str, phase: Phase, operation: Operation, waited_for: str | None
 ) -> Failure:
     detail = error.diag.message_detail
+    generated = getattr(error, "__notes__", [])
     timed_out = error.sqlstate in _TIMED_OUT
     return Failure(
         phase=phase.name,
         database=database,
         object=str(operation.subject),
         operation=operation.what,
+        statement=brief(generated[-1] if generated else operation.shown),
         sqlstate=error.sqlstate,
         message=failure_text(error),
         detail=f"it waited for {waited_for}" if waited_for and timed_out else None if detail is None else brief(detail),

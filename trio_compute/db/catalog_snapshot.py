@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from trio_compute.db.maintenance import Connection
+from trio_compute.plan.catalog.lakebase import GRANTS, MONITOR
 from trio_compute.plan.catalog.snapshot import DatabaseFacts, ExtensionFacts, RoleFacts, Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
+from trio_compute.plan.conf_syntax import split_libraries
 
 _FACTS = """\
 SELECT current_setting('server_version_num')::int / 10000,
@@ -36,8 +38,10 @@ SELECT d.datname::text, o.rolname::text, d.datallowconn, d.datconnlimit = -2, d.
        (SELECT count(DISTINCT entry.privilege_type) = 3 FROM aclexplode(d.datacl) AS entry
         JOIN pg_catalog.pg_roles p ON p.oid = entry.grantee WHERE p.rolname = %s),
        (SELECT count(*)::int FROM pg_catalog.pg_subscription s WHERE s.subdbid = d.oid),
-       d.oid::int8
+       d.oid::int8, coalesce(r.readers, 0)
 FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles o ON o.oid = d.datdba
+LEFT JOIN (SELECT database, count(*)::int AS readers FROM pg_catalog.pg_replication_slots WHERE active GROUP BY 1) r
+          ON r.database = d.datname
 ORDER BY d.datname"""
 _FOOTHOLDS = """\
 SELECT r.rolname::text, array_agg(DISTINCT coalesce(d.datname::text, current_database()::text))
@@ -54,6 +58,11 @@ LEFT JOIN pg_catalog.pg_available_extensions() a ON a.name = e.extname"""
 _AVAILABLE = "SELECT name::text FROM pg_catalog.pg_available_extensions()"
 _MARKER = "SELECT timeline_id FROM neon.drop_subscriptions_done WHERE id = 1"
 _PREPARED = "SELECT database::int8, mark FROM neon.prepared_databases"
+_LAKEBASE = """\
+SELECT {grants},
+       (SELECT prosrc FROM pg_catalog.pg_proc
+        WHERE oid = to_regprocedure('public.health_check_write_succeeds()')::oid)
+FROM (SELECT (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = %s) AS oid) m"""
 
 
 async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
@@ -63,8 +72,10 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
     prepared = dict(await _rows(connection, _PREPARED)) if has_prepared else {}
     marker = await _rows(connection, _MARKER) if has_marker else []
     databases = {
-        name: DatabaseFacts(owner, connectable, invalid, template, bool(granted), subscriptions, prepared.get(oid))
-        for name, owner, connectable, invalid, template, granted, subscriptions, oid in await _rows(
+        name: DatabaseFacts(
+            owner, connectable, invalid, template, bool(granted), subscriptions, prepared.get(oid), readers
+        )
+        for name, owner, connectable, invalid, template, granted, subscriptions, oid, readers in await _rows(
             connection, _DATABASES, wanted.privileged_role
         )
     }
@@ -72,6 +83,8 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
     leaving = wanted.subjects("delete_role")
     leaving += wanted.subjects("rename_role") if leaving else []
     footholds = await _rows(connection, _FOOTHOLDS, leaving) if leaving else []
+    grants = ", ".join(grant.held for grant in GRANTS)
+    lakebase = (await _rows(connection, _LAKEBASE.format(grants=grants), MONITOR))[0] if wanted.lakebase else None
     return Snapshot(
         major=major,
         system_database=database,
@@ -81,10 +94,12 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
         extensions={name: ExtensionFacts(*facts) for name, *facts in await _rows(connection, _EXTENSIONS)},
         available_extensions=frozenset(name for (name,) in await _rows(connection, _AVAILABLE)),
         schemas=frozenset(schemas),
-        libraries=tuple(word.strip().strip('"') for word in libraries.split(",") if word.strip()),
+        libraries=split_libraries(libraries),
         has_health_check=has_health_check,
         audit_silenced=audit_silenced,
         dropped_subscriptions_of=marker[0][0] if marker else None,
+        monitor_grants={} if lakebase is None else {g.what: held for g, held in zip(GRANTS, lakebase, strict=False)},
+        write_check=None if lakebase is None else lakebase[-1],
     )
 
 

@@ -13,7 +13,8 @@ from trio_compute.db.connection import ConnectFailed, TrioConnection, open_conne
 from trio_compute.db.refusal import refusal
 from trio_compute.db.target import Target
 from trio_compute.errors import PostgresError
-from trio_compute.model.catalog_rules import FORMER_SUPERUSER, SUPERUSER
+from trio_compute.model import catalog_rules
+from trio_compute.model.catalog_rules import FORMER_SUPERUSER
 from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
@@ -26,6 +27,11 @@ LONGEST_PAUSE_SECONDS = 2.0
 _NO_LOGIN = frozenset({"28P01", "28000"})
 _NO_SLOT = frozenset({"53300"})
 _NOT_YET = frozenset({"57P03"})
+_HOLDERS = """\
+SELECT a.pid, a.usename::text, a.application_name FROM pg_catalog.pg_locks l
+JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database()
+WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 0 AND l.objid = %s AND l.objsubid = 1"""
 
 log = get_logger("catalog")
 
@@ -47,7 +53,7 @@ def maintenance_target(connstr: str, purpose: str, deadlines: Deadlines) -> Targ
     """
     target = Target.parse(connstr)
     ours = {
-        "role": SUPERUSER,
+        "role": catalog_rules.SUPERUSER,
         "default_transaction_read_only": "off",
         "search_path": "''",
         "statement_timeout": str(round(deadlines.catalog_statement * 1000)),
@@ -67,6 +73,7 @@ async def open_maintenance(target: Target, deadlines: Deadlines) -> AsyncIterato
     connection = await _connect(target, deadlines)
     try:
         connection.prepare_threshold = None
+        connection.add_notice_handler(_log_notice)
         try:
             await connection.execute("SET neon.forward_ddl = false")
         except psycopg.Error as error:
@@ -74,6 +81,10 @@ async def open_maintenance(target: Target, deadlines: Deadlines) -> AsyncIterato
         yield connection
     finally:
         await connection.close()
+
+
+def _log_notice(notice: psycopg.errors.Diagnostic) -> None:
+    log.debug("notice", severity=notice.severity_nonlocalized, about=brief(notice.message_primary or ""))
 
 
 async def _connect(target: Target, deadlines: Deadlines) -> Connection:
@@ -100,31 +111,32 @@ async def _make_superuser(target: Target, deadlines: Deadlines, first: ConnectFa
     options = (
         f"-c role={FORMER_SUPERUSER} -c default_transaction_read_only=off -c search_path='' -c statement_timeout=0"
     )
-    old, name = target.replace(user=FORMER_SUPERUSER, options=options), identifier(SUPERUSER)
+    superuser = catalog_rules.SUPERUSER
+    old, name = target.replace(user=FORMER_SUPERUSER, options=options), identifier(superuser)
     try:
         async with open_connection(old, connect_timeout_seconds=deadlines.catalog_connect) as connection:
             await connection.execute("SET neon.forward_ddl = false")
             async with connection.transaction():
                 query = "SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = %s"
-                known = await (await connection.execute(query, (SUPERUSER,))).fetchone()
+                known = await (await connection.execute(query, (superuser,))).fetchone()
                 word = "ALTER" if known else "CREATE"
                 has_password = known is not None and known[0]
-                is_ours = target.user == SUPERUSER and not has_password
+                is_ours = target.user == superuser and not has_password
                 password = _password_words(connection, target.password) if is_ours else ""
                 await connection.execute(f"{word} ROLE {name} SUPERUSER LOGIN{password}".encode())
                 await connection.execute(f"GRANT {identifier(FORMER_SUPERUSER)} TO {name}".encode())
     except (PostgresError, psycopg.Error) as second:
         raise PostgresError(
-            f"neither {SUPERUSER} nor {FORMER_SUPERUSER} can log in: {brief(first)}; {brief(second)}"
+            f"neither {superuser} nor {FORMER_SUPERUSER} can log in: {brief(first)}; {brief(second)}"
         ) from None
-    log.info("superuser made", name=SUPERUSER)
+    log.info("superuser made", name=superuser)
 
 
 def _password_words(connection: Connection, password: str) -> str:
     """Return the clause for the password that we were given, which no log of the server can then show."""
     if not password:
         return ""
-    verifier = connection.pgconn.encrypt_password(password.encode(), SUPERUSER.encode(), b"scram-sha-256")
+    verifier = connection.pgconn.encrypt_password(password.encode(), catalog_rules.SUPERUSER.encode(), b"scram-sha-256")
     return f" PASSWORD {literal(verifier.decode())}"
 
 
@@ -134,7 +146,9 @@ async def exclusive(connection: Connection) -> AsyncIterator[None]:
     try:
         await connection.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (ADVISORY_LOCK,))
     except psycopg.errors.LockNotAvailable:
-        raise PostgresError("another maintenance session holds the lock of the catalog (SQLSTATE 55P03)") from None
+        holder = await _holder(connection)
+        text = f"another maintenance session holds the lock of the catalog{holder} (SQLSTATE 55P03)"
+        raise PostgresError(text) from None
     except psycopg.Error as error:
         raise PostgresError(f"cannot get the lock of the catalog: {failure_text(error)}") from None
     try:
@@ -144,6 +158,15 @@ async def exclusive(connection: Connection) -> AsyncIterator[None]:
         if not connection.closed and not connection.broken:
             with suppress(psycopg.Error), trio.CancelScope(shield=True), trio.move_on_after(1):
                 await connection.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
+
+
+async def _holder(connection: Connection) -> str:
+    try:
+        cursor = await connection.execute(_HOLDERS, (ADVISORY_LOCK,))
+        found = [f"pid {pid} of {user}, application {name!r}" for pid, user, name in await cursor.fetchall()]
+    except psycopg.Error:  # then the error does without
+        return ""
+    return f": {brief('; '.join(found))}" if found else ""
 
 
 async def upgrade_neon_extension(connection: Connection) -> None:

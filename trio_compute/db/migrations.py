@@ -6,11 +6,11 @@ import psycopg
 
 from trio_compute.db.maintenance import Connection, exclusive, failure_text, maintenance_target, open_maintenance
 from trio_compute.errors import PostgresError
-from trio_compute.plan.migrations import ADVANCE, CURRENT, MIGRATIONS, PREPARE, Migration
+from trio_compute.plan.migrations import ADVANCE, CURRENT, MIGRATIONS, Migration, preparation
 from trio_compute.settings import Deadlines
 from trio_compute.telemetry.failpoints import failpoints
 from trio_compute.telemetry.logging import get_logger
-from trio_compute.telemetry.metrics import DB_MIGRATION_FAILED, metrics
+from trio_compute.telemetry.metrics import DB_MIGRATION_FAILED, DB_MIGRATION_ID, metrics
 
 FAILPOINT = "compute-migration"
 
@@ -22,10 +22,12 @@ async def run_migrations(connstr: str, *, privileged_role: str, deadlines: Deadl
     target = maintenance_target(connstr, "migrations", deadlines)
     async with open_maintenance(target, deadlines) as connection, exclusive(connection):
         done = await _prepared(connection)
+        metrics.set(DB_MIGRATION_ID, done)
         if not 0 <= done <= len(MIGRATIONS):
             raise PostgresError(f"migration {done} is recorded, but there are 0 to {len(MIGRATIONS)}; nothing is run")
         for number, migration in enumerate(MIGRATIONS[done:], done + 1):
             await _run(connection, number, migration, privileged_role)
+            metrics.set(DB_MIGRATION_ID, number)
     return len(MIGRATIONS)
 
 
@@ -33,7 +35,7 @@ async def _prepared(connection: Connection) -> int:
     """Make sure that there is a record of what was run, and return it."""
     try:
         async with connection.transaction():
-            for statement in PREPARE:
+            for statement in preparation():
                 await connection.execute(statement.encode())
             rows = await (await connection.execute(CURRENT.encode())).fetchall()
             return int(rows[0][0])

@@ -27,9 +27,10 @@ from trio_compute.embedded.free_ports import free_port
 from trio_compute.embedded.leftover import end_left_over
 from trio_compute.embedded.progress import Progress
 from trio_compute.embedded.services import open_services
-from trio_compute.embedded.world import SUPERUSER, World, base_settings, default_data_directory
+from trio_compute.embedded.world import World, base_settings, default_data_directory
 from trio_compute.errors import ComputeError, HostError, cause_chain
 from trio_compute.host.run_as import RunAs
+from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.model.ids import Lsn
 
 DEFAULT_POSTGRES_PORT = 55432

@@ -26,9 +26,9 @@ from trio_compute.embedded.wire import Session, WireError
 from trio_compute.errors import HostError
 from trio_compute.host.files import write_atomically
 from trio_compute.host.run_as import RunAs
+from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.model.ids import Lsn
 
-SUPERUSER = "cloud_admin"
 COMPUTE_ID = "dev-compute"
 ENDPOINT_ID = "ep-dev"
 TOOLS = ("pg_ctl", "initdb", "pg_config", "pg_isready", "pg_dump", "psql", "pg_controldata")

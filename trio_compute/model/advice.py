@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from trio_compute.model.conf_rules import conf_warnings
+from trio_compute.model.conf_rules import conf_warnings, library_warnings
 from trio_compute.model.parsed import SETTINGS, setting_path
 from trio_compute.model.problems import Path, Problem
 from trio_compute.model.spec import ComputeConfig, ComputeSpec, ControlPlaneAnswer
@@ -27,6 +27,9 @@ def contradictions(spec: ComputeSpec) -> Iterator[Problem]:
         hint = "leave one of the two out"
         also: tuple[Path, ...] = (("skip_pg_catalog_updates",),)
         yield Problem(path=("drop_subscriptions_before_start",), message=warning, hint=hint, also=also)
+    for warning in library_warnings(spec):
+        hint = "list them in cluster.settings, which counts more"
+        yield Problem(path=("audit_log_level",), message=warning, hint=hint, also=(("cluster", "postgresql_conf"),))
 
 
 def unusable_names(spec: ComputeSpec) -> Iterator[Problem]:

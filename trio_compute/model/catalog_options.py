@@ -19,6 +19,7 @@ class Kind(enum.Enum):
     WORD = "a single word"
 
 
+MAX_NAME_BYTES = 63
 _FLAGS = ("SUPERUSER", "CREATEDB", "CREATEROLE", "INHERIT", "REPLICATION", "BYPASSRLS", "LOGIN")
 ROLE_OPTIONS = {
     **{f"{prefix}{flag}": Kind.NOTHING for flag in _FLAGS for prefix in ("", "NO")},
@@ -38,7 +39,7 @@ _PATTERNS = {
     Kind.INTEGER: re.compile(r"\A-?[0-9]{1,10}\Z"),
     Kind.BOOLEAN: re.compile(r"\A(?:true|false|on|off|yes|no|1|0)\Z", re.IGNORECASE),
     Kind.WORD: re.compile(r"\A[A-Za-z_][A-Za-z0-9_]*\Z"),
-    Kind.NAME: re.compile(r"\A[^\0]{1,63}\Z"),
+    Kind.NAME: re.compile(r"\A[^\0]+\Z"),
     Kind.TEXT: re.compile(r"\A[^\0]*\Z"),
 }
 
@@ -58,4 +59,6 @@ def option_fault(option: GenericOption, allowed: dict[str, Kind]) -> str | None:
         return None if not option.value else f"option {name} takes no value"
     if option.value is None or _PATTERNS[kind].match(option.value) is None:
         return f"option {name} needs {kind.value}"
+    if kind is Kind.NAME and len(option.value.encode()) > MAX_NAME_BYTES:
+        return f"option {name} needs {kind.value} of 1 to {MAX_NAME_BYTES} bytes"
     return None

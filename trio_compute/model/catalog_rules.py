@@ -6,14 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from trio_compute.model.catalog_options import DATABASE_OPTIONS, ROLE_OPTIONS, Kind, option_fault
+from trio_compute.model.catalog_options import DATABASE_OPTIONS, MAX_NAME_BYTES, ROLE_OPTIONS, Kind, option_fault
 from trio_compute.model.problems import Path, Problem
 from trio_compute.model.spec import ComputeSpec, Database, DeltaOp, GenericOption, Role
 
-SUPERUSER = "cloud_admin"
+SUPERUSER = "cloud_admin"  # read where it is used, so that a test can replace it (K-36)
 FORMER_SUPERUSER = "zenith_admin"
-SYSTEM_DATABASES = frozenset({"postgres", "template0", "template1"})
-MAX_NAME_BYTES = 63
+TEMPLATES = frozenset({"template0", "template1"})
+SYSTEM_DATABASES = TEMPLATES | {"postgres"}
 RENAMES = frozenset({"rename_db", "rename_role"})
 ACTIONS = RENAMES | {"delete_db", "delete_role"}
 # Keys have 32 bytes. Postgres takes any other text for a password in the clear, and hashes it.
@@ -60,6 +60,11 @@ def catalog_warnings(spec: ComputeSpec) -> tuple[str, ...]:
             f"role {role.name!r} belongs to the system and stays as it is"
             for role in roles
             if is_system_role(role.name)
+        ),
+        *(
+            f"database {database.name!r} is a template of Postgres and stays as it is"
+            for database in databases
+            if database.name in TEMPLATES
         ),
         *(f"database {name!r} is to be deleted and listed as wanted; it stays" for name in kept),
         *(f"unknown delta operation {action[:40]!r} is ignored" for action in unknown),

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 
 from trio_compute.model.problems import Path, Problem
-from trio_compute.model.spec import ComputeSpec, DatabricksSettings
+from trio_compute.model.spec import ComputeAudit, ComputeSpec, DatabricksSettings
 
 # Narrower than the contract's rule: Postgres' lexer of files knows no `$` and no second dot, and one name that it
 # cannot read makes it refuse the whole file.
 _NAME = re.compile(r"\A[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)?\Z")
 _LONGEST_QUOTED_NAME = 80
+_INCLUDES = re.compile(r"(?im)^[ \t\r]*include(?:_dir|_if_exists)?(?![A-Za-z0-9_.])")
 
 
 def is_setting_name(text: str) -> bool:
@@ -54,6 +55,17 @@ def conf_warnings(spec: ComputeSpec) -> Iterator[str]:
     """Yield what is accepted and does not do what it says."""
     if spec.drop_subscriptions_before_start and spec.skip_pg_catalog_updates:
         yield "skip_pg_catalog_updates is set: subscriptions are neither dropped nor stopped"
+
+
+def library_warnings(spec: ComputeSpec) -> Iterator[str]:
+    """Yield why the audit level may replace a list of libraries that is out of our sight (04 F-08)."""
+    names = {option.name.lower() for option in spec.cluster.settings or ()}
+    is_replaced = spec.audit_log_level is not ComputeAudit.DISABLED and "shared_preload_libraries" not in names
+    if is_replaced and _INCLUDES.search(spec.cluster.postgresql_conf or ""):
+        yield (
+            "postgresql_conf includes other files, which are not read here: if they set shared_preload_libraries, "
+            "the list of the audit level takes its place"
+        )
 
 
 def _databricks_problems(settings: DatabricksSettings) -> Iterator[Problem]:

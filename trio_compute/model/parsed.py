@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 
 from trio_compute.errors import SpecError
 from trio_compute.model.catalog_rules import catalog_problems, catalog_warnings
-from trio_compute.model.conf_rules import conf_problems, conf_warnings
+from trio_compute.model.conf_rules import conf_problems, conf_warnings, library_warnings
 from trio_compute.model.ids import INVALID_LSN, Lsn, TenantId, TimelineId, is_hex_id, shard_index
 from trio_compute.model.problems import Path, Problem
 from trio_compute.model.spec import (
@@ -103,7 +103,7 @@ def derive(spec: ComputeSpec) -> Step[ParsedSpec | None]:
         safekeepers=safekeepers[0],
         endpoint_storage_addr=spec.endpoint_storage_addr or spec.cluster.setting("neon.endpoint_storage_addr"),
         endpoint_storage_token=spec.endpoint_storage_token or spec.cluster.setting("neon.endpoint_storage_token"),
-        warnings=(*_contradictions(spec, pageservers), *catalog_warnings(spec), *conf_warnings(spec)),
+        warnings=(*_contradictions(spec, pageservers), *catalog_warnings(spec), *conf_warnings(spec), *library_warnings(spec)),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from trio_compute.model.spec import Cluster, ComputeAudit, ComputeSpec
-from trio_compute.plan.conf_syntax import effective_settings, fold, join_list, quote, split_list
+from trio_compute.plan.conf_syntax import effective_settings, fold, join_list, quote, split_libraries, split_list
 
 _LIBRARIES = "shared_preload_libraries"
 _DEFAULT_LIBRARIES = "neon"
@@ -85,6 +85,5 @@ def _libraries(cluster: Cluster) -> str:
 
 def _with_members(text: str, wanted: tuple[str, ...]) -> str:
     """Return a list with what it lacks at its end (F-05, F-07)."""
-    members = split_list(text)
-    present = {member.removeprefix("$libdir/").removesuffix(".so") for member in members}
+    members, present = split_list(text), split_libraries(text)
     return join_list([*members, *(member for member in wanted if member not in present)])

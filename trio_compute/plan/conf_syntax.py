@@ -89,6 +89,11 @@ def split_list(text: str) -> list[str]:
     return members
 
 
+def split_libraries(text: str) -> tuple[str, ...]:
+    """Return the libraries of a list by their bare names."""
+    return tuple(member.removeprefix("$libdir/").removesuffix(".so") for member in split_list(text))
+
+
 def join_list(members: Iterable[str]) -> str:
     """Return members as the text of a list, in double quotes where they need them."""
     return ",".join(

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from trio_compute.model import catalog_rules
 from trio_compute.plan.catalog.quoting import identifier, literal
 
-PREPARE = (
+_PREPARE = (
     "CREATE SCHEMA IF NOT EXISTS neon_migration",
     """\
 CREATE TABLE IF NOT EXISTS neon_migration.migration_id (
@@ -16,11 +17,18 @@ CREATE TABLE IF NOT EXISTS neon_migration.migration_id (
     id int8 NOT NULL DEFAULT 0
 )""",
     "INSERT INTO neon_migration.migration_id (key, id) VALUES (0, 0) ON CONFLICT (key) DO NOTHING",
-    "ALTER SCHEMA neon_migration OWNER TO cloud_admin",
+    "ALTER SCHEMA neon_migration OWNER TO {superuser}",
     "REVOKE ALL ON SCHEMA neon_migration FROM PUBLIC",
 )
 CURRENT = "SELECT id FROM neon_migration.migration_id WHERE key = 0"
 ADVANCE = "UPDATE neon_migration.migration_id SET id = %s WHERE key = 0"
+
+
+def preparation() -> tuple[str, ...]:
+    """Return the statements that make the record of what was run, in order."""
+    superuser = identifier(catalog_rules.SUPERUSER)
+    return tuple(statement.format(superuser=superuser) for statement in _PREPARE)
+
 
 Build = Callable[[str, int], str | None]
 

@@ -65,11 +65,15 @@ def preview_of(
     new_conf: str,
     restart_required: Sequence[str],
     hide: Hide,
+    warnings: Sequence[str] = (),
 ) -> Preview:
-    """Return the view of a plan and of a change of postgresql.conf, freed of secrets by `hide`."""
+    """Return the view of a plan and of a change of postgresql.conf, freed of secrets by `hide`.
+
+    `warnings` are those of the spec; those of the plan follow.
+    """
     return Preview(
         phases=[_phase_view(phase, database or system_database, hide) for database, phase in plan.located()],
-        warnings=[hide(warning) for warning in plan.warnings],
+        warnings=[hide(warning) for warning in dict.fromkeys((*warnings, *plan.warnings))],
         settings=[
             SettingView(name, _shown(name, old, hide), _shown(name, new, hide))
             for name, (old, new) in changed_settings(old_conf, new_conf).items()

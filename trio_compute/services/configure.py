@@ -13,7 +13,7 @@ from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.ending import Ending, Urgency
 from trio_compute.lifecycle.status import Status
 from trio_compute.model.parsed import ParsedSpec, parse_spec
-from trio_compute.plan.catalog.failures import CatalogFailed
+from trio_compute.plan.catalog.failures import CatalogFailed, Failure
 from trio_compute.plan.postgres_conf import OVERRIDE_TEXT
 from trio_compute.plan.restart import changed_identity, restart_required
 from trio_compute.ports import Host
@@ -130,6 +130,8 @@ class Configurator:
 
     async def _reconfigure(self, parsed: ParsedSpec) -> Rejected | None:
         """Write the configuration, reload it, apply the catalog; return what went wrong (02 §7)."""
+        for warning in parsed.warnings:
+            log.warning("spec", about=warning)
         try:
             with self._compute.spans.measure("reconfigure"):
                 await self._host.write_postgresql_conf(parsed)
@@ -139,7 +141,7 @@ class Configurator:
             await trio.lowlevel.checkpoint_if_cancelled()
             error = redact(cause_chain(failure))
             log.error("reconfiguration failed", error=error)
-            return Rejected(error, failure.failures if isinstance(failure, CatalogFailed) else ())
+            return Rejected(error, _failures_of(failure))
         await trio.lowlevel.checkpoint_if_cancelled()
         return None
 
@@ -166,6 +168,13 @@ class Configurator:
                 await self._host.apply_catalog(parsed, self._compute.spans, is_start=is_start)
             # Before the reload at the end of the block, which makes both effective (04 F-09).
             await self._host.enable_subscribers()
+
+
+def _failures_of(error: BaseException | None) -> tuple[Failure, ...]:
+    """Return which objects of the catalog are at fault, also if another error came on top."""
+    while error is not None and not isinstance(error, CatalogFailed):
+        error = error.__cause__
+    return () if error is None else error.failures
 
 
 def refuse_another_identity(current: ParsedSpec | None, wanted: ParsedSpec) -> None:

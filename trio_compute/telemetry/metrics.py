@@ -31,6 +31,7 @@ PHASE_DURATION = "compute_ctl_phase_duration_seconds"
 ACTIVITY_CHECK_AGE = "compute_ctl_activity_check_age_seconds"
 ACTIVITY_CHECK_DURATION = "compute_ctl_activity_check_duration_seconds"
 WRITES_REFUSED_BY_FULL_DISK = "compute_ctl_writability_disk_full_total"
+DB_MIGRATION_ID = "compute_ctl_db_migration_id"
 EVENTS_DROPPED = "compute_ctl_log_records_dropped_total"
 
 BUCKETS_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -86,6 +87,7 @@ FAMILIES = (
     Family(ACTIVITY_CHECK_AGE, Kind.GAUGE, "Seconds since the last successful check of activity."),
     Family(ACTIVITY_CHECK_DURATION, Kind.HISTOGRAM, "How long a check of activity took."),
     Family(WRITES_REFUSED_BY_FULL_DISK, Kind.COUNTER, "Write checks that found the disk full."),
+    Family(DB_MIGRATION_ID, Kind.GAUGE, "Number of the last migration that the catalog has on record."),
     Family(EVENTS_DROPPED, Kind.COUNTER, "Log records dropped since nobody read stderr in time."),
 )
 _BY_NAME = {family.name: family for family in FAMILIES}

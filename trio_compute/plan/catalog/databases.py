@@ -6,15 +6,18 @@ from collections.abc import Iterator
 
 from msgspec import structs
 
-from trio_compute.model.catalog_rules import SUPERUSER
+from trio_compute.model import catalog_rules
 from trio_compute.model.spec import Database
 from trio_compute.plan.catalog.operations import Operation, Subject
 from trio_compute.plan.catalog.options import database_words
-from trio_compute.plan.catalog.quoting import identifier
+from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.plan.catalog.snapshot import DatabaseFacts, Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
 
 IN_USE = frozenset({"55006"})  # somebody is connected to the database, or to the template of a new one (K-26)
+_END_REPLICATION = """\
+SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots
+WHERE active AND database = {name}"""
 
 
 def drop_invalid_databases(_wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
@@ -36,6 +39,19 @@ def rename_and_delete_databases(wanted: Wanted, state: Snapshot, warnings: list[
             yield from _renaming(name, new, state, warnings)
 
 
+def to_be_deleted(wanted: Wanted, state: Snapshot) -> list[str]:
+    """Return which databases will be deleted, by their present names: some are renamed before."""
+    present = {name: name for name in state.databases if name != state.system_database}
+    deleted = []
+    for operation in wanted.delta:
+        name, new = operation.name, operation.new_name
+        if operation.action == "delete_db" and name in present and wanted.owner_of(name) is None:
+            deleted.append(present.pop(name))
+        elif operation.action == "rename_db" and name in present and new is not None and new not in present:
+            present[new] = present.pop(name)
+    return deleted
+
+
 def _deletion(name: str, facts: DatabaseFacts) -> Iterator[Operation]:
     if facts.template:
         yield Operation(
@@ -44,15 +60,35 @@ def _deletion(name: str, facts: DatabaseFacts) -> Iterator[Operation]:
             statement=f"ALTER DATABASE {identifier(name)} IS_TEMPLATE false",
             subject=Subject("database", name),
         )
-    yield _drop(name, "delta operation delete_db")
+    if facts.readers:
+        yield from _no_more_readers(name)
+    yield _drop(name, "delta operation delete_db", retried=IN_USE if facts.readers else frozenset())
 
 
-def _drop(name: str, why: str) -> Operation:
+def _no_more_readers(name: str) -> Iterator[Operation]:
+    """Plan the end of logical replication from a database, which even a forced drop does not bring about."""
+    subject, why = Subject("database", name), "somebody reads from a replication slot of it"
+    yield Operation(
+        what=f"close database {name}",
+        why=why,
+        statement=f"ALTER DATABASE {identifier(name)} ALLOW_CONNECTIONS false",
+        subject=subject,
+    )
+    yield Operation(
+        what=f"end replication from database {name}",
+        why=why,
+        statement=_END_REPLICATION.format(name=literal(name)),
+        subject=subject,
+    )
+
+
+def _drop(name: str, why: str, *, retried: frozenset[str] = frozenset()) -> Operation:
     return Operation(
         what=f"drop database {name}",
         why=why,
         statement=f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)",
         subject=Subject("database", name),
+        retried=retried,
     )
 
 
@@ -121,5 +157,5 @@ def take_from_deleted_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operati
     deleted = {name for name in wanted.subjects("delete_role") if name in state.roles}
     for name, facts in list(state.databases.items()):
         if facts.owner in deleted:
-            state.databases[name] = structs.replace(facts, owner=SUPERUSER)
-            yield _new_owner(name, SUPERUSER, f"its owner {facts.owner} is to be deleted")
+            state.databases[name] = structs.replace(facts, owner=catalog_rules.SUPERUSER)
+            yield _new_owner(name, catalog_rules.SUPERUSER, f"its owner {facts.owner} is to be deleted")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec import structs
+
 from trio_compute.model.spec import ComputeAudit
 from trio_compute.plan.catalog.operations import Operation, Subject
 from trio_compute.plan.catalog.quoting import identifier, literal
@@ -118,13 +120,13 @@ def finalize_drop_subscriptions(wanted: Wanted, state: Snapshot) -> Iterator[Ope
         )
 
 
-def note_prepared_databases(_wanted: Wanted, state: Snapshot, before: Snapshot) -> Iterator[Operation]:
+def note_prepared_databases(_wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
     """Plan the note of which databases need no more work inside (K-32)."""
     names_by_mark: dict[str, list[str]] = {}
-    for name, facts in state.databases.items():
-        known = before.databases.get(name)
-        if facts.prepared is not None and (known is None or known.invalid or known.prepared != facts.prepared):
+    for name, facts in list(state.databases.items()):
+        if facts.prepared is not None and not facts.noted:
             names_by_mark.setdefault(facts.prepared, []).append(name)
+            state.databases[name] = structs.replace(facts, noted=True)
     for mark, names in names_by_mark.items():
         yield Operation(
             what=f"note that {len(names)} database(s) are prepared",

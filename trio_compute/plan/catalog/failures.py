@@ -12,7 +12,10 @@ SHOWN_FAILURES = 5
 
 
 class Failure(Struct, frozen=True, kw_only=True):
-    """Name what failed: where, which object, what was being done, and Postgres' own words."""
+    """Name what failed: where, which object, what was being done, and Postgres' own words.
+
+    The text is for logs, which get no SQL (contract 05 §2.3); the statement is for who asked.
+    """
 
     phase: str
     database: str
@@ -21,6 +24,7 @@ class Failure(Struct, frozen=True, kw_only=True):
     sqlstate: str | None
     message: str
     detail: str | None = None
+    statement: str | None = None  # without secrets; null if none was sent
 
     def __str__(self) -> str:
         state = f" (SQLSTATE {self.sqlstate})" if self.sqlstate else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trio_compute.model.catalog_rules import SUPERUSER
+from trio_compute.model import catalog_rules
 from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.plan.catalog.snapshot import Snapshot
 
@@ -71,6 +71,6 @@ def foreign_grants(role: str, state: Snapshot, database: str) -> str:
     return _QUERY.format(
         given="\n    UNION ALL\n".join(given),
         role=literal(role),
-        superuser=identifier(SUPERUSER),
-        superuser_text=literal(SUPERUSER),
+        superuser=identifier(catalog_rules.SUPERUSER),
+        superuser_text=literal(catalog_rules.SUPERUSER),
     )

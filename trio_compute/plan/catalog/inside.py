@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from msgspec import structs
 
-from trio_compute.model.catalog_rules import FORMER_SUPERUSER, SUPERUSER
+from trio_compute.model import catalog_rules
 from trio_compute.plan.catalog.foreign_grants import foreign_grants
 from trio_compute.plan.catalog.operations import Operation, Phase, Subject
 from trio_compute.plan.catalog.quoting import identifier, literal
@@ -51,7 +51,11 @@ def drop_subscriptions(name: str, state: Snapshot, why: str) -> Phase | None:
 
 def role_references(name: str, wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
     """Plan that nothing in a database belongs to a role that goes, nor is granted to it (K-19, K-20)."""
-    new_owner = SUPERUSER if name == state.system_database else wanted.owner_of(name) or SUPERUSER
+    if name == state.system_database:
+        new_owner = catalog_rules.SUPERUSER
+    else:
+        # Not the superuser where it can be helped: a function that runs as its owner would then run as that one.
+        new_owner = wanted.owner_of(name) or state.databases[name].owner
     for role in wanted.subjects("delete_role"):
         if name in state.footholds.get(role, ()):
             state.footholds[role] -= {name}
@@ -103,8 +107,8 @@ def change_schema_permissions(name: str, wanted: Wanted, state: Snapshot) -> Pha
     facts, owner, mark = state.databases[name], wanted.owner_of(name), preparation(name, wanted, state)
     if owner is None or facts.prepared == mark:
         return None
-    state.databases[name] = structs.replace(facts, prepared=mark)
-    former = f"{literal(SUPERUSER)}, {literal(FORMER_SUPERUSER)}"
+    state.databases[name] = structs.replace(facts, prepared=mark, noted=False)
+    former = ", ".join(map(literal, (catalog_rules.SUPERUSER, catalog_rules.FORMER_SUPERUSER)))
     operations = [
         Operation(
             what=f"give schema public of database {name} to {owner}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from trio_compute.plan.catalog.operations import Operation, Subject
 from trio_compute.plan.catalog.quoting import identifier, literal
@@ -19,15 +19,47 @@ _ROLES = {
     "databricks_gateway": "LOGIN PASSWORD NULL",
 }
 _READER = re.compile(r"\Adatabricks_reader_[0-9]+\Z")
-_GRANTS = (
-    f"GRANT USAGE ON SCHEMA neon TO {MONITOR}",
-    f"GRANT SELECT, INSERT, UPDATE ON public.health_check TO {MONITOR}",
-    f"GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text) TO {MONITOR}",
-    f"GRANT SELECT ON neon.neon_perf_counters TO {MONITOR}",
-    f"GRANT EXECUTE ON FUNCTION neon.get_perf_counters() TO {MONITOR}",
+
+
+class Grant(Struct, frozen=True):
+    """Hold what the monitor may do; `held` is SQL that tells so, of the oid `m.oid`, and is null without the object."""
+
+    what: str
+    words: str
+    held: str
+
+
+GRANTS = (
+    Grant(
+        "schema neon",
+        "USAGE ON SCHEMA neon",
+        "has_schema_privilege(m.oid, to_regnamespace('neon')::oid, 'USAGE')",
+    ),
+    Grant(
+        "table health_check",
+        "SELECT, INSERT, UPDATE ON public.health_check",
+        " AND ".join(
+            f"has_table_privilege(m.oid, to_regclass('public.health_check')::oid, '{privilege}')"
+            for privilege in ("SELECT", "INSERT", "UPDATE")
+        ),
+    ),
+    Grant(
+        "function pg_ls_dir",
+        "EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text)",
+        "has_function_privilege(m.oid, to_regprocedure('pg_catalog.pg_ls_dir(text)')::oid, 'EXECUTE')",
+    ),
+    Grant(
+        "view neon_perf_counters",
+        "SELECT ON neon.neon_perf_counters",
+        "has_table_privilege(m.oid, to_regclass('neon.neon_perf_counters')::oid, 'SELECT')",
+    ),
+    Grant(
+        "function get_perf_counters",
+        "EXECUTE ON FUNCTION neon.get_perf_counters()",
+        "has_function_privilege(m.oid, to_regprocedure('neon.get_perf_counters()')::oid, 'EXECUTE')",
+    ),
 )
-_WRITE_CHECK = """\
-CREATE OR REPLACE FUNCTION public.health_check_write_succeeds() RETURNS int LANGUAGE plpgsql AS $body$
+_WRITE_CHECK = """
 BEGIN
     INSERT INTO public.health_check (id) VALUES (1)
     ON CONFLICT (id) DO UPDATE SET updated_at = pg_catalog.now();
@@ -35,7 +67,12 @@ BEGIN
 EXCEPTION WHEN OTHERS THEN
     RAISE EXCEPTION '[DATABRICKS_SMGR] health check cannot write: % (%)', SQLERRM, SQLSTATE;
 END
-$body$"""
+"""
+_CREATE_WRITE_CHECK = (
+    "CREATE OR REPLACE FUNCTION public.health_check_write_succeeds() RETURNS int LANGUAGE plpgsql "
+    f"AS $body${_WRITE_CHECK}$body$"
+)
+_MONITOR_LIMIT = "60s"
 # What Neon's own build of Postgres brings; on any other these are only missing.
 _ABSENT = frozenset({"42P01", "42883", "42704", "3F000"})
 
@@ -71,12 +108,16 @@ def alter_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
 
 
 def handle_auth_extension(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterator[Operation]:
-    """Plan databricks_auth anew, as its library may have changed."""
-    if not wanted.lakebase:
+    """Plan databricks_auth anew, once for each apply, as its library may have changed."""
+    if not wanted.lakebase or state.auth_made_anew:
         return
     if "databricks_auth" not in state.available_extensions:
         warnings.append("extension databricks_auth is not there to be installed")
         return
+    if "public" not in state.schemas:
+        warnings.append("extension databricks_auth is not installed: there is no schema public")
+        return
+    state.auth_made_anew = True
     statements = {
         "drop extension databricks_auth": "DROP EXTENSION IF EXISTS databricks_auth",
         "create extension databricks_auth": "CREATE EXTENSION databricks_auth WITH SCHEMA public",
@@ -87,30 +128,48 @@ def handle_auth_extension(wanted: Wanted, state: Snapshot, warnings: list[str]) 
         yield Operation(what=what, why=why, statement=statement, subject=subject)
 
 
-def add_grants(wanted: Wanted, _state: Snapshot) -> Iterator[Operation]:
-    """Plan the privileges of the monitor."""
-    for statement in _GRANTS if wanted.lakebase else ():
-        yield Operation(
-            what=f"grant to {MONITOR}",
-            why="lakebase needs it",
-            statement=statement,
-            subject=Subject("role", MONITOR),
-            tolerated=_ABSENT,
-        )
+def add_grants(wanted: Wanted, state: Snapshot, before: Snapshot, warnings: list[str]) -> Iterator[Operation]:
+    """Plan the privileges of the monitor that it lacks; what is not there now may come with what this plan makes."""
+    if not wanted.lakebase or MONITOR not in state.roles:
+        return
+    is_known = MONITOR in before.roles
+    is_made = state.has_health_check != before.has_health_check
+    comes = is_made or state.extensions.get("neon") != before.extensions.get("neon")
+    for grant in GRANTS:
+        held = state.monitor_grants.get(grant.what) if is_known else False
+        if held is None and not comes:
+            warnings.append(f"{grant.what} is not there to be granted to {MONITOR}")
+        elif not held:
+            state.monitor_grants[grant.what] = True
+            yield Operation(
+                what=f"grant {grant.what} to {MONITOR}",
+                why="lakebase needs it",
+                statement=f"GRANT {grant.words} TO {MONITOR}",
+                subject=Subject("role", MONITOR),
+                tolerated=_ABSENT,
+            )
 
 
-def create_misc(wanted: Wanted, _state: Snapshot) -> Iterator[Operation]:
+def create_misc(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterator[Operation]:
     """Plan the monitor's time limit and the function that tries to write."""
-    if wanted.lakebase:
+    if not wanted.lakebase:
+        return
+    facts, limit = state.roles.get(MONITOR), f"statement_timeout={_MONITOR_LIMIT}"
+    if facts is not None and limit not in facts.settings:
+        state.roles[MONITOR] = structs.replace(facts, settings=facts.settings | {limit})
         yield Operation(
             what=f"limit the statements of role {MONITOR}",
             why="lakebase needs it",
-            statement=f"ALTER ROLE {MONITOR} SET statement_timeout = '60s'",
+            statement=f"ALTER ROLE {MONITOR} SET statement_timeout = '{_MONITOR_LIMIT}'",
             subject=Subject("role", MONITOR),
         )
+    if "public" not in state.schemas:
+        warnings.append("function health_check_write_succeeds is not created: there is no schema public")
+    elif state.write_check != _WRITE_CHECK:
+        state.write_check = _WRITE_CHECK
         yield Operation(
             what="create function health_check_write_succeeds",
-            why="lakebase needs it",
-            statement=_WRITE_CHECK,
+            why="lakebase needs it, as this version has it",
+            statement=_CREATE_WRITE_CHECK,
             subject=Subject("object", "function public.health_check_write_succeeds"),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from trio_compute.model.catalog_options import DATABASE_OPTIONS, ROLE_OPTIONS, Kind, canonical
@@ -10,7 +9,8 @@ from trio_compute.model.spec import Database, GenericOption, Role
 from trio_compute.plan.catalog.quoting import identifier, literal
 
 _LOGIN = frozenset({"LOGIN", "NOLOGIN"})
-_PLAIN_NAME = re.compile(r"\A[a-z_][a-z0-9_]*\Z")
+# As the contract shows them. All else is quoted: some plain words, such as `user` or `default`, mean something else.
+_TEMPLATES = frozenset({"template0", "template1"})
 
 
 def stored_password(role: Role) -> str | None:
@@ -65,5 +65,5 @@ def _value(option: GenericOption, kind: Kind) -> str:
     if kind is Kind.TEXT:
         return literal(value)
     if kind is Kind.NAME:
-        return value if option.vartype != "string" and _PLAIN_NAME.match(value) else identifier(value)
+        return value if option.vartype != "string" and value in _TEMPLATES else identifier(value)
     return value

@@ -38,10 +38,10 @@ def plan_catalog(wanted: Wanted, snapshot: Snapshot) -> tuple[Plan, Snapshot]:
             "HandleDatabricksAuthExtension": lakebase.handle_auth_extension(wanted, state, warnings),
             "CreateAvailabilityCheck": extensions.create_availability_check(wanted, state, warnings),
             "DropRoles": roles.drop_roles(wanted, state),
-            "AddDatabricksGrants": lakebase.add_grants(wanted, state),
-            "CreateDatabricksMisc": lakebase.create_misc(wanted, state),
+            "AddDatabricksGrants": lakebase.add_grants(wanted, state, snapshot, warnings),
+            "CreateDatabricksMisc": lakebase.create_misc(wanted, state, warnings),
             "FinalizeDropLogicalSubscriptions": extensions.finalize_drop_subscriptions(wanted, state),
-            "NotePreparedDatabases": extensions.note_prepared_databases(wanted, state, snapshot),
+            "NotePreparedDatabases": extensions.note_prepared_databases(wanted, state),
             "CreateAuditExtensions": extensions.create_audit_extensions(wanted, state, warnings),
             "DisablePostgresDBPgAudit": extensions.silence_audit(wanted, state),
         }
@@ -60,8 +60,7 @@ def _phases(planned: dict[str, Iterable[Operation]]) -> tuple[Phase, ...]:
 
 def _clean_up(wanted: Wanted, state: Snapshot) -> tuple[DatabaseWork, ...]:
     """Plan the end of subscriptions in databases that will be dropped, which could not be dropped with them."""
-    kept = {state.system_database, *(database.name for database in wanted.databases)}
-    deleted = [name for name in wanted.subjects("delete_db") if name not in kept]
+    deleted = databases.to_be_deleted(wanted, state)
     found = ((name, inside.drop_subscriptions(name, state, "the database is to be dropped")) for name in deleted)
     return tuple(DatabaseWork(name, (phase,)) for name, phase in found if phase is not None)
 

@@ -17,7 +17,9 @@ class RoleFacts(Struct, frozen=True):
 class DatabaseFacts(Struct, frozen=True):
     """Hold a database.
 
-    `granted`: the privileged role has every privilege on it; `prepared`: the mark of what it was last prepared for.
+    `granted`: the privileged role has every privilege on it; `readers`: how many read from its logical replication
+    slots; `prepared`: the mark of what it was last prepared for; `noted`: that mark is written down (it moves with a
+    database that is renamed, as the note goes by oid).
     """
 
     owner: str
@@ -27,6 +29,8 @@ class DatabaseFacts(Struct, frozen=True):
     granted: bool = True
     subscriptions: int = 0
     prepared: str | None = None
+    readers: int = 0
+    noted: bool = True
 
 
 class ExtensionFacts(Struct, frozen=True):
@@ -56,6 +60,10 @@ class Snapshot(Struct, kw_only=True):
     has_health_check: bool = False
     audit_silenced: bool = False
     dropped_subscriptions_of: str | None = None
+    # Lakebase only: what the monitor was granted (None: there is no such object), and the source of its function.
+    monitor_grants: dict[str, bool | None] = {}
+    write_check: str | None = None
+    auth_made_anew: bool = False
 
     def copy(self) -> Snapshot:
         """Return a copy that can be changed without changing this one."""
@@ -72,6 +80,9 @@ class Snapshot(Struct, kw_only=True):
             has_health_check=self.has_health_check,
             audit_silenced=self.audit_silenced,
             dropped_subscriptions_of=self.dropped_subscriptions_of,
+            monitor_grants=dict(self.monitor_grants),
+            write_check=self.write_check,
+            auth_made_anew=self.auth_made_anew,
         )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from msgspec import Struct
 
 from trio_compute.errors import SpecError
-from trio_compute.model.catalog_rules import ACTIONS, is_system_role
+from trio_compute.model.catalog_rules import ACTIONS, TEMPLATES, is_system_role
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.model.spec import ComputeAudit, Database, DeltaOp, Role
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
-    """Hold what shall be; roles of the system and repetitions are left out already."""
+    """Hold what shall be; what belongs to the system and repetitions are left out already."""
 
     privileged_role: str
     timeline_id: str
@@ -46,7 +46,8 @@ def wanted_of(parsed: ParsedSpec, *, privileged_role: str, lakebase: bool = Fals
         if not is_system_role(role.name) and role.name != privileged_role:
             roles.setdefault(role.name, role)
     for database in spec.cluster.databases:
-        databases.setdefault(database.name, database)
+        if database.name not in TEMPLATES:
+            databases.setdefault(database.name, database)
     is_listed = any(role.name == privileged_role for role in spec.cluster.roles)
     told = f"role {privileged_role!r} is the privileged role and stays as it is"
     jwks = spec.local_proxy_config.jwks if spec.local_proxy_config is not None else None
