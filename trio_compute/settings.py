@@ -67,6 +67,8 @@ class Deadlines(Struct, frozen=True, kw_only=True):
     # What a request that speaks SQL may take to connect, and in all (contract 03 A-15).
     request_connect: float = 5.0
     request_total: float = 60.0
+    endpoint_storage_connect: float = 5.0
+    endpoint_storage_idle: float = 30.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
