@@ -38,12 +38,15 @@ from trio_compute.postgres.tools import PostgresTools
 from trio_compute.postgres.warm_up import warm_vm_memory
 from trio_compute.settings import Settings
 from trio_compute.storage.control_plane import obtain_config
+from trio_compute.storage.endpoint_storage import EndpointStorage
 from trio_compute.storage.pageserver import Received, fetch_basebackup
 from trio_compute.storage.safekeepers import check_safekeepers_synced, sync_safekeepers
 from trio_compute.telemetry.redaction import redact
 from trio_compute.telemetry.spans import Recorder
 
 if TYPE_CHECKING:
+    from trio_compute.db.cache import CacheSession
+    from trio_compute.db.promotion import PromotionSession
     from trio_compute.db.reload import ReloadReport
     from trio_compute.plan.preview import Preview
 
@@ -63,6 +66,10 @@ class Host(RuntimeSql, PostgresTools):
         self.run_as: RunAs = resolve_run_as(settings.run_as)
         self.pgbin: Path = resolve_pgbin(settings.pgbin)
         _check_connstr(settings.connstr)
+        self.endpoint_storage = EndpointStorage(
+            connect_seconds=settings.deadlines.endpoint_storage_connect,
+            idle_seconds=settings.deadlines.endpoint_storage_idle,
+        )
 
     async def warm_up(self) -> None:
         """Import the storage clients in a worker thread; they are needed next and take long to load."""
@@ -267,6 +274,18 @@ class Host(RuntimeSql, PostgresTools):
         from trio_compute.db.sessions import open_session_count
 
         return open_session_count(self.settings.connstr, self.settings.deadlines)
+
+    def open_cache_session(self, purpose: str) -> AbstractAsyncContextManager[CacheSession]:
+        """Open a session for the functions of the local file cache; raise PostgresError."""
+        from trio_compute.db.cache import open_cache_session
+
+        return open_cache_session(self.settings.connstr, self.settings.deadlines, purpose)
+
+    def open_promotion_session(self) -> AbstractAsyncContextManager[PromotionSession]:
+        """Open a session for the steps of a promotion; raise PostgresError."""
+        from trio_compute.db.promotion import open_promotion_session
+
+        return open_promotion_session(self.settings.connstr, self.settings.deadlines)
 
     def stop_neighbours(self) -> None:
         """Stop pgbouncer and local_proxy."""

@@ -161,7 +161,7 @@ async def live(life: Life, first: Job | None) -> None:
                 in_time = partial(_init_timeout, compute.settings, trio.current_time())
                 with in_time():
                     await host.wait_ready(postmaster)
-            configurator = Configurator(compute, host, postmaster, life.queue)
+            configurator = Configurator(compute, host, postmaster, life.queue, life.promotions)
             with in_time():
                 await configurator.configure_as_primary(job.spec)
         compute.spans.add("total_startup", start_seconds=began)
@@ -175,7 +175,7 @@ async def _first_job(life: Life) -> tuple[Job, float]:
     compute = life.compute
     await life.host.warm_up()
     job = await life.queue.next()
-    assert job is not None, "an empty compute cannot be asked to refresh"
+    assert isinstance(job, Job), "an empty compute can neither refresh nor be promoted"
     compute.spans.add("wait_for_spec", start_seconds=0.0)
     compute.apply(ev.StartBegan(spec=job.spec, at=dt.datetime.now(dt.UTC)))
     return job, compute.spans.now()
@@ -215,6 +215,7 @@ async def _serve_until_exit(life: Life, postmaster: Postmaster, configurator: Co
             services.start_soon(critical, compute, "activity", ActivityMonitor(compute, life.host.open_watch).serve)
             statistics = ExtensionStatistics(compute, life.host.collect_installed_extensions)
             services.start_soon(best_effort, "extension statistics", statistics.serve)
+            services.start_soon(best_effort, "local file cache", life.lfc.serve)
             code = await postmaster.wait()
             log.warning("Postgres exited by itself", code=code)
             compute.end(Ending.POSTGRES_EXITED)

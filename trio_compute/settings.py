@@ -72,6 +72,8 @@ class Deadlines(Struct, frozen=True, kw_only=True):
     extension_connect: float = 5.0
     extension_idle: float = 15.0
     extension_total: float = 55.0
+    endpoint_storage_connect: float = 5.0
+    endpoint_storage_idle: float = 30.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):

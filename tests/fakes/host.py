@@ -12,6 +12,8 @@ from typing import Any
 
 import trio
 
+from tests.fakes.cache import FakeCache, FakeEndpointStorage
+from tests.fakes.replica import FakeReplica
 from trio_compute.db.activity import Watch
 from trio_compute.db.reload import ReloadReport
 from trio_compute.errors import PostgresError
@@ -142,6 +144,9 @@ class FakeHost(Host):
             [CatalogRole("cloud_admin")], [CatalogDatabase("postgres", "cloud_admin", False, False)]
         )
         self.asked: list[tuple[Any, ...]] = []
+        self.endpoint_storage: Any = FakeEndpointStorage()
+        self.cache = FakeCache()
+        self.replica = FakeReplica()
 
     async def _port(self, name: str) -> None:
         self.calls.append(name)
@@ -169,6 +174,7 @@ class FakeHost(Host):
     async def write_postgresql_conf(self, parsed: ParsedSpec, *, drop_subscriptions: bool = False) -> None:
         await self._port("write_postgresql_conf")
         self.written.append(parsed)
+        self.replica.conf = self.render_postgresql_conf(parsed)
         self.subscribers_stopped = drop_subscriptions
 
     async def enable_subscribers(self) -> bool:
@@ -315,6 +321,12 @@ class FakeHost(Host):
         self.asked.append((database, schema, role, tuple(privileges)))
         await self._port("grant_on_schema")
         return True
+
+    def open_cache_session(self, purpose: str) -> Any:
+        return self.cache.open(purpose)
+
+    def open_promotion_session(self) -> Any:
+        return self.replica.open()
 
     def stop_neighbours(self) -> None:
         self.calls.append("stop_neighbours")

@@ -158,7 +158,9 @@ async def test_what_a_plan_predicts_is_what_is_there_afterwards(is_lakebase: boo
     """K-34: so that a preview can be believed, and later phases rest on what is true."""
     case = Case(server)
     await case.set_up()
-    state = structs.replace(case.state, audit=ComputeAudit.BASE, drop_subscriptions=True, timeline_id=f"{case.word:a>32}")
+    state = structs.replace(
+        case.state, audit=ComputeAudit.BASE, drop_subscriptions=True, timeline_id=f"{case.word:a>32}"
+    )
     state = structs.replace(state, lakebase=is_lakebase)
     before = await look(server, state)
     plan, predicted = plan_catalog(state, before)

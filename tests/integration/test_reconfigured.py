@@ -21,7 +21,9 @@ LIFTED = "SHOW neon.max_cluster_size"
 
 def managed(config: dict[str, Any], **settings: str) -> dict[str, Any]:
     """Return a configuration with managed settings of other names or values."""
-    options = [{"name": name.replace("__", "."), "value": value, "vartype": "string"} for name, value in settings.items()]
+    options = [
+        {"name": name.replace("__", "."), "value": value, "vartype": "string"} for name, value in settings.items()
+    ]
     cluster = {**config["spec"]["cluster"], "settings": options}
     return {**config, "spec": {**config["spec"], "cluster": cluster}}
 

@@ -26,8 +26,7 @@ def failure(number: int = 1, **changes: str | None) -> Failure:
 def test_the_text_names_what_was_done_where_and_what_postgres_said() -> None:
     """K-07: phase, database, operation and SQLSTATE; no SQL, as the text goes to logs (K-33)."""
     assert str(failure()) == (
-        "could not create role r1 [CreateAndAlterRoles, database postgres]: "
-        'role "r1" already exists (SQLSTATE 42710)'
+        'could not create role r1 [CreateAndAlterRoles, database postgres]: role "r1" already exists (SQLSTATE 42710)'
     )
     assert "CREATE ROLE" not in str(failure())
 

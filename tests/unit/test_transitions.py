@@ -71,6 +71,17 @@ EXPECTED: dict[tuple[Status, type[Event]], Status] = {
     (S.REFRESH_CONFIGURATION, ev.RefreshFailed): S.REFRESH_CONFIGURATION_PENDING,  # T21
     **{(status, ev.Signalled): S.TERMINATION_PENDING_IMMEDIATE for status in ALIVE},  # T24
     **{(status, ev.Crashed): S.FAILED for status in ALIVE},  # §12.1 rule 4
+    # A promotion keeps the status that it began in, or that came while it ran (08 P-06).
+    **{
+        (status, ev.Promoted): status
+        for status in (
+            S.RUNNING,
+            S.CONFIGURATION_PENDING,
+            S.REFRESH_CONFIGURATION_PENDING,
+            S.TERMINATION_PENDING_FAST,
+            S.TERMINATION_PENDING_IMMEDIATE,
+        )
+    },
     # A client can be seen in every status in which Postgres may run; the monitor never stops (D-24).
     **{
         (status, ev.Active): status
@@ -116,6 +127,7 @@ REMEMBERED: dict[type[Event], dict[str, Any]] = {
     ev.ApplyBegan: {},
     ev.Applied: {"spec": NEW_SPEC, "restart_required": ("features",), "error": None},
     ev.ApplyFailed: {"error": "text"},
+    ev.Promoted: {"spec": NEW_SPEC, "restart_required": ("features",)},
     ev.RefreshRequested: {},
     ev.RefreshBegan: {},
     ev.RefreshUnchanged: {"error": None},

@@ -140,6 +140,7 @@ def spec_of(
     timeline_id: str,
     addresses: Addresses,
     token: str,
+    object_token: str,
     settings: dict[str, str],
     durable: bool,
 ) -> dict[str, Any]:
@@ -162,5 +163,6 @@ def spec_of(
         "safekeeper_connstrings": addresses.safekeepers,
         "storage_auth_token": token,
         "endpoint_storage_addr": addresses.endpoint_storage,
+        "endpoint_storage_token": object_token,
         "mode": endpoint.mode,
     }

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import trio
+from msgspec import Struct
 
 from trio_compute.embedded.tokens import Issuer
 from trio_compute.http.exchange import App, Message, Receive, Send, exchange
 from trio_compute.model.ids import is_hex_id
 
 MAX_OBJECT_BYTES = 2 * 1024 * 1024
+FAULTY_METHODS = frozenset({"GET", "PUT"})
 _SPEC_PATH = re.compile(r"\A/compute/api/v2/computes/(?P<compute>.+)/spec\Z")
 
 
@@ -34,7 +37,19 @@ def control_plane(answer: Callable[[str], dict[str, Any] | None], token: str) ->
     return _careful(app)
 
 
-def endpoint_storage(directory: Path, issuer: Issuer) -> App:
+class ObjectFaults(Struct):
+    """Say how the endpoint storage misbehaves from now on, towards whoever may read and write an object.
+
+    `status` is answered in place of the right one, `delay_seconds` after the request came; of an object that is read
+    the last `cut_bytes` are missing.
+    """
+
+    delay_seconds: float = 0.0
+    status: int | None = None
+    cut_bytes: int = 0
+
+
+def endpoint_storage(directory: Path, issuer: Issuer, faults: ObjectFaults) -> App:
     """Return an application that keeps small objects in a directory, for tokens that name tenant and timeline."""
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
@@ -54,7 +69,12 @@ def endpoint_storage(directory: Path, issuer: Issuer) -> App:
         if status is not None:
             await _respond(send, status)
             return
-        await _serve_object(directory.joinpath(*words), scope, receive, send)
+        if scope["method"] in FAULTY_METHODS:
+            await trio.sleep(faults.delay_seconds)
+            if faults.status is not None:
+                await _respond(send, faults.status)
+                return
+        await _serve_object(directory.joinpath(*words), faults, scope, receive, send)
 
     return _careful(app)
 
@@ -68,10 +88,11 @@ def _refusal(method: str, words: list[str], claims: dict[str, Any]) -> int | Non
     return None if all(claims.get(name) == value for name, value in wanted.items()) else 401
 
 
-async def _serve_object(path: Path, scope: Message, receive: Receive, send: Send) -> None:
+async def _serve_object(path: Path, faults: ObjectFaults, scope: Message, receive: Receive, send: Send) -> None:
     match scope["method"]:
         case "GET" if path.is_file():
-            await _respond(send, 200, path.read_bytes())
+            content = path.read_bytes()
+            await _respond(send, 200, content[: len(content) - faults.cut_bytes])
         case "GET":
             await _respond(send, 404, scope["path"].encode())
         case "PUT":

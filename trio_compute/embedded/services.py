@@ -30,6 +30,7 @@ async def open_services(
     `shards` is as the spec's `shard_count`: with 0 one pageserver serves the whole tenant, otherwise each shard has a
     pageserver of its own. `protocol` is what the pageservers speak, `libpq` or `grpc`.
     """
+    objects = world.directory / "objects"
     indexes = [shard_index(number, shards) for number in range(max(1, shards))]
     async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
         if protocol == "grpc":
@@ -45,7 +46,7 @@ async def open_services(
             protocol=protocol,
             safekeepers=safekeepers,
             control_plane="http://" + await _serve_http(nursery, control_plane(answer, world.control_plane_token)),
-            endpoint_storage=await _serve_http(nursery, endpoint_storage(world.directory / "objects", world.issuer)),
+            endpoint_storage=await _serve_http(nursery, endpoint_storage(objects, world.issuer, world.object_faults)),
         )
         nursery.cancel_scope.cancel()
 

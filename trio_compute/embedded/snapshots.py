@@ -19,6 +19,7 @@ from trio_compute.model.ids import Lsn
 GZIP_LEVEL = 1
 SKIPPED_FILES = frozenset(
     {"postgresql.conf", "postmaster.pid", "postmaster.opts", "standby.signal", "compute_ctl_temp_override.conf"}
+    | {"neon_stand_in_prewarm"}
     | {"server.key", "server.crt", "logfile", "neon.signal", "zenith.signal", "neon-communicator.socket"}
     | {"recovery.signal"}
 )

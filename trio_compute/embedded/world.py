@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from importlib import resources
@@ -16,6 +17,7 @@ import msgspec
 
 from trio_compute.embedded.branches import MAIN, Branch, add_branch, load_identity
 from trio_compute.embedded.endpoints import Addresses, Endpoint, mode_settings, primary_conninfo, spec_of
+from trio_compute.embedded.http_services import ObjectFaults
 from trio_compute.embedded.pageserver import Pageserver
 from trio_compute.embedded.receiver import Receiver, open_receiver
 from trio_compute.embedded.safekeeper import SafekeeperGroup
@@ -31,6 +33,7 @@ from trio_compute.model.ids import Lsn
 
 COMPUTE_ID = "dev-compute"
 ENDPOINT_ID = "ep-dev"
+TOKEN_SECONDS = 7 * 24 * 3600
 TOOLS = ("pg_ctl", "initdb", "pg_config", "pg_isready", "pg_dump", "psql", "pg_controldata")
 
 
@@ -58,6 +61,7 @@ class World:
         self.snapshots = self.timeline.snapshots
         self.safekeepers = SafekeeperGroup(directory / "safekeepers", self.timelines)
         self.pageserver = Pageserver(self.served)
+        self.object_faults = ObjectFaults()
         self.control_plane_token = secrets.token_urlsafe(16)
         self.primary = self._primary()
         self.pgdata = self.primary.pgdata
@@ -171,6 +175,12 @@ class World:
         """Return a token for pageserver and safekeepers, of this tenant unless told otherwise."""
         return self.issuer.sign({"scope": "tenant", "tenant_id": tenant_id or self.identity.tenant_id})
 
+    def object_token(self, endpoint: Endpoint) -> str:
+        """Return a token for the endpoint storage, to read objects of this branch and to write those of an endpoint."""
+        whose = {"tenant_id": self.identity.tenant_id, "timeline_id": self.timeline_id}
+        expiry = int(time.time()) + TOKEN_SECONDS
+        return self.issuer.sign({**whose, "endpoint_id": endpoint.endpoint_id, "exp": expiry})
+
     def api_token(self, endpoint: Endpoint | None = None) -> str:
         """Return a token for the external API of a compute, the primary's unless told otherwise."""
         return self.issuer.sign({"compute_id": (endpoint or self.primary).compute_id})
@@ -208,6 +218,7 @@ class World:
             timeline_id=self.timeline_id,
             addresses=addresses,
             token=self.storage_token(),
+            object_token=self.object_token(endpoint),
             settings={**postgresql_conf, **mode_settings(endpoint.mode, self.timeline.wal.directory, conninfo)},
             durable=durable,
         )

@@ -20,12 +20,17 @@ from trio_compute.http.routes.grants import grants
 from trio_compute.http.routes.hadron_liveness_probe import hadron_liveness_probe
 from trio_compute.http.routes.health import livez, readyz, startupz
 from trio_compute.http.routes.insights import insights
+from trio_compute.http.routes.lfc_offload import begin_offload, offload_state
+from trio_compute.http.routes.lfc_prewarm import begin_prewarm, cancel_prewarm, prewarm_state
+from trio_compute.http.routes.promote import promote
 from trio_compute.http.routes.reads import metrics_json, metrics_text, spans
 from trio_compute.http.routes.refresh_configuration import refresh_configuration
 from trio_compute.http.routes.status import is_long_poll, status
 from trio_compute.http.routes.terminate import terminate
 from trio_compute.model import requests as asked
 from trio_compute.model import responses as told
+from trio_compute.model.lfc import OffloadState, PrewarmState
+from trio_compute.model.promotion import PromoteCompleted, PromoteFailed
 from trio_compute.plan.preview import Preview
 from trio_compute.telemetry.spans import Span
 
@@ -40,6 +45,7 @@ def _error(description: str) -> Reply:
 WRONG_STATUS = _error("The status of the compute does not allow it.")
 TERMINATING = _error("The compute is terminating.")
 BAD_QUERY = _error("A parameter is missing or cannot be understood.")
+BUSY = _error("One that was begun earlier still runs.")
 INTERNAL = _error("It failed; the text says how.")
 TIMED_OUT = _error("Postgres did not do it in time.")
 SQL_PROBLEMS = {412: WRONG_STATUS, 500: INTERNAL, 503: TERMINATING, 504: TIMED_OUT}
@@ -56,6 +62,60 @@ def _probe(path: str, handler: Any, summary: str) -> Operation:
     replies = {200: Reply(told.HealthResponse, "Yes."), 503: Reply(told.HealthResponse, "No; the reason says why.")}
     return Operation(method="GET", path=path, handler=handler, summary=summary, replies=replies, needs_token=False)
 
+
+CACHE_AND_PROMOTION: tuple[Operation, ...] = (
+    Operation(
+        method="GET",
+        path="/lfc/prewarm",
+        handler=prewarm_state,
+        summary="Tell the state of the latest prewarm of the local file cache.",
+        replies={200: Reply(PrewarmState, "The state; while it runs also how far it is.")},
+    ),
+    Operation(
+        method="POST",
+        path="/lfc/prewarm",
+        handler=begin_prewarm,
+        summary="Begin to fill the local file cache from a stored list of pages.",
+        query=asked.PrewarmQuery,
+        replies={202: Reply(None, "It has begun."), 400: BAD_QUERY, 412: WRONG_STATUS, 429: BUSY, 503: TERMINATING},
+    ),
+    Operation(
+        method="DELETE",
+        path="/lfc/prewarm",
+        handler=cancel_prewarm,
+        summary="Cancel the prewarm that runs.",
+        replies={202: Reply(None, "It will end soon, or none runs.")},
+    ),
+    Operation(
+        method="GET",
+        path="/lfc/offload",
+        handler=offload_state,
+        summary="Tell the state of the latest offload of the local file cache.",
+        replies={200: Reply(OffloadState, "The state.")},
+    ),
+    Operation(
+        method="POST",
+        path="/lfc/offload",
+        handler=begin_offload,
+        summary="Begin to store the list of cached pages.",
+        replies={202: Reply(None, "It has begun."), 412: WRONG_STATUS, 429: BUSY, 503: TERMINATING},
+    ),
+    Operation(
+        method="POST",
+        path="/promote",
+        handler=promote,
+        summary="Make this replica the primary.",
+        body=asked.PromoteRequest,
+        replies={
+            200: Reply(PromoteCompleted, "This compute is the primary."),
+            **BODY_PROBLEMS,
+            412: WRONG_STATUS,
+            500: Reply(PromoteFailed, "It is not; another call tries again."),
+            503: TERMINATING,
+        },
+        max_body_bytes=SPEC_BODY_BYTES,
+    ),
+)
 
 EXTERNAL: tuple[Operation, ...] = (
     Operation(
@@ -184,6 +244,7 @@ EXTERNAL: tuple[Operation, ...] = (
         needs_token=False,
         waits=always,
     ),
+    *CACHE_AND_PROMOTION,
     _probe("/livez", livez, "Tell whether this process works."),
     _probe("/readyz", readyz, "Tell whether Postgres takes connections."),
     _probe("/startupz", startupz, "Tell whether the start is over."),

@@ -59,6 +59,13 @@ class ApplyFailed(Event, frozen=True):
     error: str
 
 
+class Promoted(Event, frozen=True):
+    """Say that Postgres is a primary now, as `spec` describes it; changes no status (08 §6.2 step 11, P-06)."""
+
+    spec: ParsedSpec
+    restart_required: tuple[str, ...] = ()
+
+
 class RefreshRequested(Event, frozen=True):
     """Say that somebody asked to fetch the configuration again (T16-T18, T23)."""
 

@@ -19,6 +19,9 @@ _TERMINABLE = (S.EMPTY, S.RUNNING, S.FAILED)
 _ALIVE = tuple(status for status in Status if status not in TERMINATION_PENDING and status is not S.TERMINATED)
 _REFRESHABLE = (S.RUNNING, S.FAILED, S.REFRESH_CONFIGURATION_PENDING)
 
+# A promotion runs in one of the first; the others may come while it does.
+_PROMOTABLE = (S.RUNNING, S.CONFIGURATION_PENDING, S.REFRESH_CONFIGURATION_PENDING, *TERMINATION_PENDING)
+
 TABLE: Mapping[tuple[Status, type[Event]], Status] = {
     (S.EMPTY, ev.SpecKnown): S.INIT,
     (S.EMPTY, ev.ApplyQueued): S.CONFIGURATION_PENDING,
@@ -41,6 +44,7 @@ TABLE: Mapping[tuple[Status, type[Event]], Status] = {
     **{(status, ev.Signalled): S.TERMINATION_PENDING_IMMEDIATE for status in _ALIVE},
     **{(status, ev.Crashed): S.FAILED for status in _ALIVE},
     **{(status, ev.Terminated): S.TERMINATED for status in TERMINATION_PENDING},
+    **{(status, ev.Promoted): status for status in _PROMOTABLE},
     **{(status, ev.Active): status for status in _ALIVE if status not in {S.EMPTY, S.INIT}},
 }
 
@@ -83,6 +87,8 @@ def _remembered(state: State, event: Event) -> dict[str, Any]:
             return {"spec": spec, "start_time": at}
         case ev.Applied(spec=spec, restart_required=fields) | ev.Refreshed(spec=spec, restart_required=fields):
             return {"spec": spec, "restart_required": fields, "error": None}
+        case ev.Promoted(spec=spec, restart_required=fields):
+            return {"spec": spec, "restart_required": fields}
         case ev.Started() | ev.RefreshUnchanged():
             return {"error": None}
         case (

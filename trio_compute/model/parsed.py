@@ -103,7 +103,12 @@ def derive(spec: ComputeSpec) -> Step[ParsedSpec | None]:
         safekeepers=safekeepers[0],
         endpoint_storage_addr=spec.endpoint_storage_addr or spec.cluster.setting("neon.endpoint_storage_addr"),
         endpoint_storage_token=spec.endpoint_storage_token or spec.cluster.setting("neon.endpoint_storage_token"),
-        warnings=(*_contradictions(spec, pageservers), *catalog_warnings(spec), *conf_warnings(spec), *library_warnings(spec)),
+        warnings=(
+            *_contradictions(spec, pageservers),
+            *catalog_warnings(spec),
+            *conf_warnings(spec),
+            *library_warnings(spec),
+        ),
     )
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from trio_compute.model.spec import ComputeSpec, Wire
+from trio_compute.model.ids import LsnText
+from trio_compute.model.spec import ComputeSpec, Wire, about
 
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Privilege = Literal[
@@ -70,6 +71,21 @@ class SchemaQuery(Struct, frozen=True):
     """Hold the parameters of `GET /database_schema`."""
 
     database: Annotated[str, Meta(description="Name of the database.")]
+
+
+class PrewarmQuery(Struct, frozen=True):
+    """Hold the parameters of `POST /lfc/prewarm`."""
+
+    from_endpoint: Annotated[
+        str | None, Meta(description="Load the state that this endpoint stored, instead of the own one.")
+    ] = None
+
+
+class PromoteRequest(Struct, frozen=True):
+    """Be the body of `/promote`."""
+
+    spec: Annotated[ComputeSpec, about("What the compute shall be as primary; its mode must be `Primary`.")]
+    wal_flush_lsn: Annotated[LsnText, about("The LSN that the old primary's `/terminate` answered.", "0/169AD58")]
 
 
 class FailpointRequest(Struct, frozen=True):

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from trio_compute.model.parsed import ParsedSpec
 
-IDENTITY = ("tenant_id", "timeline_id", "mode")
+_PLACE = ("tenant_id", "timeline_id")
+_IDENTITY = (*_PLACE, "mode")
 
 # Postgres, or a part of ours that only looks at its start, reads these once.
 _START_ONLY = (
     *("storage_auth_token", "project_id", "branch_id", "endpoint_id", "audit_log_level", "remote_extensions"),
-    *("swap_size_bytes", "disk_quota_bytes", "disable_lfc_resizing", "autoprewarm", "offload_lfc_interval_seconds"),
+    *("swap_size_bytes", "disk_quota_bytes", "disable_lfc_resizing", "autoprewarm"),
     *("features", "databricks_settings"),
 )
 
 
 def changed_identity(current: ParsedSpec, wanted: ParsedSpec) -> str | None:
     """Return the first field that would turn a running compute into another one, or None."""
-    return next((field for field in IDENTITY if getattr(current, field) != getattr(wanted, field)), None)
+    return _first_difference(_IDENTITY, current, wanted)
+
+
+def changed_place(current: ParsedSpec, wanted: ParsedSpec) -> str | None:
+    """Return the first field that would turn it into a compute elsewhere; its mode may change, as by a promotion."""
+    return _first_difference(_PLACE, current, wanted)
+
+
+def _first_difference(fields: Iterable[str], current: ParsedSpec, wanted: ParsedSpec) -> str | None:
+    return next((field for field in fields if getattr(current, field) != getattr(wanted, field)), None)
 
 
 def restart_required(running: ParsedSpec, wanted: ParsedSpec) -> list[str]:

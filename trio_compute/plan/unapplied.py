@@ -6,10 +6,7 @@ from trio_compute.model.parsed import ParsedSpec
 from trio_compute.plan.audit import is_audit_shipped
 from trio_compute.settings import Settings
 
-_FIELDS = (
-    *("pgbouncer_settings", "local_proxy_config", "logs_export_host"),
-    *("offload_lfc_interval_seconds", "autoprewarm"),
-)
+_FIELDS = ("pgbouncer_settings", "local_proxy_config", "logs_export_host")
 
 
 def unapplied(parsed: ParsedSpec, settings: Settings) -> list[str]:

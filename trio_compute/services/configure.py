@@ -18,7 +18,8 @@ from trio_compute.plan.postgres_conf import OVERRIDE_TEXT
 from trio_compute.plan.restart import changed_identity, restart_required
 from trio_compute.ports import Host
 from trio_compute.postgres.postmaster import Postmaster
-from trio_compute.services.apply_queue import ApplyQueue, Job, Rejected, Succeeded
+from trio_compute.services.apply_queue import ApplyQueue, Job, PromotionJob, Rejected, Succeeded
+from trio_compute.services.promotion import Promotions
 from trio_compute.services.supervise import best_effort
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import learn_spec, redact
@@ -33,11 +34,14 @@ log = get_logger("configure")
 class Configurator:
     """Apply changes to one running Postgres, one after another."""
 
-    def __init__(self, compute: Compute, host: Host, postmaster: Postmaster, queue: ApplyQueue) -> None:
+    def __init__(
+        self, compute: Compute, host: Host, postmaster: Postmaster, queue: ApplyQueue, promotions: Promotions
+    ) -> None:
         self._compute = compute
         self._host = host
         self._postmaster = postmaster
         self._queue = queue
+        self._promotions = promotions
         self._started_with: ParsedSpec | None = None
         self._refresh_pause = REFRESH_PAUSE_SECONDS
 
@@ -56,10 +60,13 @@ class Configurator:
         while True:
             job = await self._queue.next()
             await trio.lowlevel.checkpoint_if_cancelled()
-            if job is not None:
-                await self._apply(job)
-            else:
-                await self._refresh()
+            match job:
+                case None:
+                    await self._refresh()
+                case PromotionJob():
+                    await self._promotions.run(job, self)
+                case Job():
+                    await self._apply(job)
 
     async def _finish_start(self) -> None:
         """Run migrations and the update of the neon extension, which nobody waits for (05 §13, §14)."""
@@ -84,13 +91,15 @@ class Configurator:
     async def _apply(self, job: Job) -> None:
         compute = self._compute
         compute.apply(ev.ApplyBegan())
-        failure = await self._reconfigure(job.spec)
+        # Looked at again: a promotion may have come first.
+        failure = _other_identity(compute.state.spec, job.spec) or await self.reconfigure(job.spec)
         if failure is not None:
             # The old spec stays current (D-05), its text is not lost (D-20).
             compute.apply(ev.ApplyFailed(error=failure.error))
             job.settle(failure)
         else:
-            compute.apply(ev.Applied(spec=job.spec, restart_required=self._waiting_for_restart(job.spec)))
+            await self._promotions.drop_overrides()
+            compute.apply(ev.Applied(spec=job.spec, restart_required=self.waiting_for_restart(job.spec)))
             job.settle(Succeeded())
 
     async def _refresh(self) -> None:
@@ -117,9 +126,10 @@ class Configurator:
             compute.apply(ev.RefreshUnchanged())
             self._queue.hold_refresh(REFRESH_PAUSE_SECONDS)
             return
-        rejected = rejected or await self._reconfigure(wanted)
+        rejected = rejected or await self.reconfigure(wanted)
         if rejected is None:
-            compute.apply(ev.Refreshed(spec=wanted, restart_required=self._waiting_for_restart(wanted)))
+            await self._promotions.drop_overrides()
+            compute.apply(ev.Refreshed(spec=wanted, restart_required=self.waiting_for_restart(wanted)))
             self._refresh_pause = REFRESH_PAUSE_SECONDS
         else:
             log.warning("refresh failed", error=rejected.error, retry_in_seconds=self._refresh_pause)
@@ -128,7 +138,7 @@ class Configurator:
             self._queue.hold_refresh(self._refresh_pause)
             self._refresh_pause = min(self._refresh_pause * 2, LONGEST_REFRESH_PAUSE_SECONDS)
 
-    async def _reconfigure(self, parsed: ParsedSpec) -> Rejected | None:
+    async def reconfigure(self, parsed: ParsedSpec) -> Rejected | None:
         """Write the configuration, reload it, apply the catalog; return what went wrong (02 §7)."""
         for warning in parsed.warnings:
             log.warning("spec", about=warning)
@@ -154,7 +164,8 @@ class Configurator:
         for error in report.errors:
             log.error("postgresql.conf has an error", about=error)
 
-    def _waiting_for_restart(self, parsed: ParsedSpec) -> tuple[str, ...]:
+    def waiting_for_restart(self, parsed: ParsedSpec) -> tuple[str, ...]:
+        """Return the fields of a spec that take effect only at the next start (D-48)."""
         fields = () if self._started_with is None else tuple(restart_required(self._started_with, parsed))
         if fields:
             log.warning("changes wait for a restart", fields=", ".join(fields))
@@ -182,6 +193,14 @@ def refuse_another_identity(current: ParsedSpec | None, wanted: ParsedSpec) -> N
     field = None if current is None else changed_identity(current, wanted)
     if field is not None:
         raise SpecError(f"cannot change {field} of a running compute")
+
+
+def _other_identity(current: ParsedSpec | None, wanted: ParsedSpec) -> Rejected | None:
+    try:
+        refuse_another_identity(current, wanted)
+    except SpecError as error:
+        return Rejected(str(error))
+    return None
 
 
 @asynccontextmanager

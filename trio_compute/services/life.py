@@ -9,7 +9,9 @@ from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.services.apply_queue import ApplyQueue
 from trio_compute.services.errands import Errands
 from trio_compute.services.extensions import RemoteExtensions
+from trio_compute.services.lfc import Lfc
 from trio_compute.services.lsn_lease import LsnLease
+from trio_compute.services.promotion import Promotions
 from trio_compute.settings import Settings
 from trio_compute.telemetry.spans import Recorder
 
@@ -26,6 +28,8 @@ class Life:
         self.postmaster: Postmaster | None = None
         self.neighbours_stopped = False
         self.lease = LsnLease(self.compute, host.request_lsn_lease)
+        self.lfc = Lfc(self.compute, host, self.errands)
+        self.promotions = Promotions(self.compute, host, self.queue, self.lfc)
 
     @property
     def is_primary(self) -> bool:

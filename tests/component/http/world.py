@@ -81,6 +81,7 @@ class World:
         self.host = host
         self.errands: trio.CancelScope | None = None
         self.port, self.internal_port = ports
+        self.end_errands: Callable[[], None] = lambda: None
 
     @property
     def status(self) -> Status:
