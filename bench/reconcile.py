@@ -48,7 +48,7 @@ FULL = Sizes()
 
 NOTES = [
     "floor: the statements of our own plan, by psql: one session for the system database, then one for each database",
-    "creation, passwords, drop: a fresh cluster for the floor, another one for us, each being first in half of the runs",
+    "creation, passwords, drop: a fresh cluster for the floor and one for us, each first in half of the runs",
     "psql works in one database after another, we have 9 workers",
     "on tmpfs where there is one: on disk, what the floor wrote slows who comes next",
     "nothing to do: everything from the connect to the close; its floor is psql with one SELECT",

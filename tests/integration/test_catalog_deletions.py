@@ -27,7 +27,7 @@ def subscribe(server: BarePostgres, database: str, name: str) -> None:
 
 
 async def test_what_a_role_owns_and_was_granted_goes_in_every_database(server: BarePostgres) -> None:
-    """K-20, K-21: also in databases that no spec lists, to their owner; databases of the role change hands explicitly."""
+    """K-20, K-21: also in databases that no spec lists; databases of the role change hands explicitly."""
     leaver, keeper, listed, unlisted, owned = (
         fresh(word) for word in ("leaver", "keeper", "listed", "unlisted", "own")
     )

@@ -12,7 +12,8 @@ from trio_compute.errors import ComputeError, Conflicting, NotFound, PostgresErr
 from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.status import TERMINATION_PENDING, Status
 from trio_compute.lifecycle.transitions import IllegalTransition
-from trio_compute.model.catalog_rules import MAX_NAME_BYTES, is_possible_name
+from trio_compute.model.catalog_options import MAX_NAME_BYTES
+from trio_compute.model.catalog_rules import is_possible_name
 from trio_compute.model.decode import MalformedJson, encode
 from trio_compute.model.responses import ErrorResponse
 from trio_compute.plan.catalog.failures import Failure
