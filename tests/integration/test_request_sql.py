@@ -12,6 +12,7 @@ import trio
 from msgspec import structs
 
 from tests.component.http.logs import LogLines
+from tests.fakes.specs import settings
 from tests.integration.bare_postgres import QUICK, BarePostgres, fresh
 from tests.integration.conftest import ordinary_run_as
 from tests.integration.test_catalog_sessions import TEXTS
@@ -20,6 +21,7 @@ from trio_compute.db.insights import collect_insights
 from trio_compute.db.install_extension import install_extension
 from trio_compute.db.installed_extensions import collect_installed_extensions
 from trio_compute.db.listing import list_catalog
+from trio_compute.db.runtime_sql import RuntimeSql
 from trio_compute.db.writability import check_writability
 from trio_compute.embedded import binaries
 from trio_compute.errors import Conflicting, NotFound, PostgresError, SqlFailed, TimedOut
@@ -462,3 +464,27 @@ async def test_on_a_replica_nothing_is_granted_but_what_is_there_is_enough(
     assert failure.value.sqlstate == "25006"
     assert not await install_extension(replica.url(), "postgres", "plpgsql", "1.0", QUICK)
     assert (await collect_installed_extensions(replica.url(), QUICK)).failures == 0
+
+
+async def test_the_ports_obey_the_settings(server: BarePostgres, database: str, health_check: None) -> None:
+    """A-08, R-07: the flags reach the queries, and so do all arguments of requests."""
+    ports = RuntimeSql()
+    ports.settings = settings(
+        connstr=server.url(), hide_password_hashes=True, activity_exclude_users=("observer",), deadlines=QUICK
+    )
+    server.sql("CREATE ROLE observer LOGIN PASSWORD 'secret'")
+    with server.connect(user="observer") as session:
+        session.execute("BEGIN")
+        async with ports.open_watch() as watch:
+            assert (await watch.look(statistics=False)).busy_sessions == 0
+        session.execute("ROLLBACK")
+    assert {role.encrypted_password for role in (await ports.list_catalog()).roles} == {None}
+    assert await ports.check_writability()
+    assert await ports.install_extension(database, "hstore", "1.8")
+    server.sql("CREATE SCHEMA auth", database=database)
+    assert await ports.grant_on_schema(database, "auth", "observer", ["USAGE"])
+    assert not await ports.grant_on_schema(database, "auth", "observer", ["USAGE"])
+    found = (await ports.collect_installed_extensions()).databases_with
+    assert found[InstalledExtension("hstore", "1.8", "1")] == 1
+    server.do("DROP OWNED BY observer", database=database)
+    server.sql("DROP ROLE observer")

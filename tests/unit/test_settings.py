@@ -380,6 +380,21 @@ def test_the_time_limits_can_be_set() -> None:
     assert limits.certificate == 5
 
 
+def test_sessions_that_are_no_activity_can_be_added_to() -> None:
+    """06 R-07: both flags may be repeated; none are given by default."""
+    flags = ["--activity-exclude-user", "exporter", "--activity-exclude-user", "probe"]
+    settings = parse(*flags, "--activity-exclude-application", "pg_receivewal")
+    assert settings.activity_exclude_users == ("exporter", "probe")
+    assert settings.activity_exclude_applications == ("pg_receivewal",)
+    assert (parse().activity_exclude_users, parse().activity_exclude_applications) == ((), ())
+
+
+def test_password_hashes_are_shown_unless_a_flag_hides_them() -> None:
+    """03 A-08."""
+    assert parse().hide_password_hashes is False
+    assert parse("--hide-password-hashes").hide_password_hashes is True
+
+
 def test_a_relative_data_directory_is_made_absolute() -> None:
     assert settings_from(["-D", "data", *REQUIRED[2:], *CONFIG], {}).pgdata == Path.cwd() / "data"
 
