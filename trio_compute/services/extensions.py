@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ class RemoteExtensions:
     def _platform(self, installation: Installation) -> Platform:
         if installation.major is None:
             raise HostError(f"there are no remote extensions for {installation.version}")
-        return Platform(self._compute.settings.build_tag, platform.machine(), installation.major)
+        return Platform(self._compute.settings.build_tag, os.uname().machine, installation.major)
 
     async def _preload(self, wanted: Preload, places: Places) -> None:
         for warning in wanted.warnings:
