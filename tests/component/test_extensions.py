@@ -81,6 +81,8 @@ async def test_a_failed_download_is_only_logged(autojump_clock: trio.testing.Moc
     await stage.play(until_running)
     assert "open_postmaster" in stage.host.calls
     assert stage.compute.spans.metrics().num_ext_downloaded == 1
+    told = sorted((notice.data for notice in stage.compute.feed.behind(0) if notice.kind == "extension"), key=str)
+    assert told == [{"file": "demo.tar.zst", "error": "gone"}, {"file": "other.tar.zst", "bytes": 1000}]
 
 
 @pytest.mark.parametrize("changes", [{"public_extensions": ["demo"]}, {"public_extensions": None}])

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.fakes.extensions import FILES, archive, entry, packed, tar_of
 from trio_compute.errors import ComputeError, HostError, StorageError
@@ -254,3 +257,39 @@ def test_leftovers_of_a_killed_process_are_swept_and_others_are_not(places: Plac
     assert {path / "new" for path in left} == kept
     busy.remove()
     assert sweep(places) == 0
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_archive_is_refused_or_installed_as_a_whole(data: st.DataObject) -> None:
+    """Whatever the bytes are: no other error, nothing outside, nothing half."""
+    whole = archive() if data.draw(st.booleans()) else store_only(tar_of(FILES))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    until = data.draw(st.integers(at, min(at + 20, len(whole))))
+    damaged = whole[:at] + data.draw(st.binary(max_size=20)) + whole[until:]
+    with tempfile.TemporaryDirectory() as directory:
+        places = Places(Path(directory) / "extension", Path(directory) / "lib")
+        for path in (places.extension, places.library):
+            path.mkdir()
+        try:
+            files = install(places, damaged)
+        except ComputeError:
+            files = 0
+        found = [path for path in Path(directory).rglob("*") if path.is_file()]
+        assert len(found) == files
+        assert sorted(path.name for path in Path(directory).iterdir()) == ["extension", "lib"]
+
+
+def store_only(tar: bytes) -> bytes:
+    """Return a tar in zstd with each byte as it is, so that damage reaches the tar itself."""
+    return b"\x28\xb5\x2f\xfd\xa0" + len(tar).to_bytes(4, "little") + raw_blocks(tar)
+
+
+def raw_blocks(tar: bytes) -> bytes:
+    pieces = [tar[start : start + 100_000] for start in range(0, len(tar), 100_000)]
+    heads = [(len(piece) << 3) | (number == len(pieces) - 1) for number, piece in enumerate(pieces)]
+    return b"".join(head.to_bytes(3, "little") + piece for head, piece in zip(heads, pieces, strict=True))
+
+
+def test_the_undamaged_form_of_it_is_installed(places: Places) -> None:
+    assert install(places, store_only(tar_of(FILES))) == 3

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from msgspec import Struct
@@ -93,7 +93,7 @@ class RemoteExtensions:
     def _platform(self, installation: Installation) -> Platform:
         if installation.major is None:
             raise HostError(f"there are no remote extensions for {installation.version}")
-        return Platform(self._compute.settings.build_tag, platform.machine(), installation.major)
+        return Platform(self._compute.settings.build_tag, os.uname().machine, installation.major)
 
     async def _preload(self, wanted: Preload, places: Places) -> None:
         for warning in wanted.warnings:
@@ -135,16 +135,22 @@ class RemoteExtensions:
         self._flights[archive.path] = flight
         return flight
 
+    def _tell(self, archive: Archive, **what: Any) -> None:
+        note = log.warning if "error" in what else log.info
+        note("extension", file=archive.filename, **what)
+        self._compute.feed.publish("extension", {"file": archive.filename, **what})
+
     async def _fly(self, archive: Archive, places: Places, flight: _Flight) -> None:
         flight.error = Ended()
         try:
             flight.size_bytes = await self._host.fetch_extension(archive, places)
+            self._tell(archive, bytes=flight.size_bytes)
         except ComputeError as error:
             flight.error = error
-            log.warning("extension not downloaded", file=archive.filename, error=redact(cause_chain(error)))
+            self._tell(archive, error=redact(cause_chain(error)))
         except Exception as error:  # noqa: BLE001  (a defect in one download is no reason to end a compute)
-            flight.error = RemoteError(f"internal error: {type(error).__name__}")
-            log.error("extension not downloaded", file=archive.filename, error=redact(cause_chain(error)))
+            flight.error = RemoteError("internal error")
+            log.error("a download is broken", file=archive.filename, error=redact(cause_chain(error)))
         finally:
             if flight.size_bytes is None:
                 del self._flights[archive.path]

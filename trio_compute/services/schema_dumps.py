@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trio_compute.errors import ComputeError, PostgresError
+from trio_compute.errors import NotFound, PostgresError
 from trio_compute.services.life import Life
 
 if TYPE_CHECKING:
     from trio_compute.postgres.schema_dump import SchemaDump
 
 
-class NoSuchDatabase(ComputeError):
-    """Report that there is no database of this name."""
-
-
 async def begin_schema_dump(life: Life, database: str) -> SchemaDump:
     """Return a dump that has begun to write; whoever takes it must close it.
 
-    Raises NoSuchDatabase, PostgresError if pg_dump fails before it has written anything, Ended.
+    Raises NotFound, PostgresError if pg_dump fails before it has written anything, Ended.
     """
     dump = life.host.schema_dump(database)
     life.errands.begin(dump.run)
@@ -31,5 +27,5 @@ async def begin_schema_dump(life: Life, database: str) -> SchemaDump:
     if has_text:
         return dump
     if not await life.host.database_exists(database):
-        raise NoSuchDatabase("database does not exist")
+        raise NotFound("database does not exist")
     raise PostgresError("failed to execute pg_dump") from dump.failure

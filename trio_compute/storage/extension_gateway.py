@@ -64,7 +64,7 @@ async def _fetch_once(url: str, archive: Archive, places: Places, deadlines: Dea
             await _download(url, archive.filename, unpacker, deadlines)
             await trio.to_thread.run_sync(unpacker.finish)
         files = await trio.to_thread.run_sync(staging.install)
-    log.info("extension installed", file=archive.filename, bytes=unpacker.bytes_in, files=files)
+    log.debug("extension installed", file=archive.filename, files=files)
     return unpacker.bytes_in
 
 

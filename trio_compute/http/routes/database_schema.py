@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from trio_compute.http.context import Context
 from trio_compute.http.operation import Request, Streamed
-from trio_compute.http.problems import Problem, require_names, require_postgres
-from trio_compute.services.schema_dumps import NoSuchDatabase, begin_schema_dump
+from trio_compute.http.problems import require_names, require_postgres
+from trio_compute.services.schema_dumps import begin_schema_dump
 
 CONTENT_TYPE = "text/plain; charset=utf-8"
 
@@ -14,7 +14,4 @@ async def database_schema(context: Context, request: Request) -> Streamed:
     """Stream what pg_dump writes; a dump that fails in its middle breaks the answer off (R-11, A-17)."""
     require_names(database=request.query.database)
     require_postgres(context.compute)
-    try:
-        return Streamed(200, CONTENT_TYPE, await begin_schema_dump(context, request.query.database))
-    except NoSuchDatabase as error:
-        raise Problem(404, str(error)) from None
+    return Streamed(200, CONTENT_TYPE, await begin_schema_dump(context, request.query.database))
