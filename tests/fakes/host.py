@@ -12,9 +12,9 @@ from typing import Any
 
 import trio
 
-from trio_compute.db.activity import Watch
 from tests.fakes.cache import FakeCache, FakeEndpointStorage
 from tests.fakes.replica import FakeReplica
+from trio_compute.db.activity import Watch
 from trio_compute.db.reload import ReloadReport
 from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.ending import Urgency
@@ -275,6 +275,7 @@ class FakeHost(Host):
         self.asked.append((database, schema, role, tuple(privileges)))
         await self._port("grant_on_schema")
         return True
+
     def open_cache_session(self, purpose: str) -> Any:
         return self.cache.open(purpose)
 

@@ -81,7 +81,6 @@ class World:
         self.host = host
         self.errands: trio.CancelScope | None = None
         self.port, self.internal_port = ports
-        self.end_errands: Callable[[], None] = lambda: None
 
     @property
     def status(self) -> Status:
