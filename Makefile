@@ -23,6 +23,7 @@ demo: install ## Start a compute with local stand-ins for Neon's storage, on Pos
 
 test: install ## Run the tests on Postgres 17 and 15 (PYTEST_ARGS=, MAJORS=)
 	@$(PYTHON_VENV) scripts/fetch_postgres.py $(MAJORS) >/dev/null
+	@scripts/browser
 	TRIO_COMPUTE_TEST_MAJORS="$(MAJORS)" $(PYTHON_VENV) -m pytest $(PYTEST_ARGS)
 
 test-matrix: ## Run the tests on Postgres 14 to 17

@@ -282,6 +282,7 @@ def _introduce(reports: Sequence[dict[str, Any]], progress: Progress) -> None:
             *(["", f"the {report['name']}"] if len(reports) > 1 else [""]),
             f"  psql '{report['connstr']}'",
             f"  curl -H 'Authorization: Bearer {report['token']}' {report['external_url']}/status",
+            f"  {report['external_url']}/ in a browser shows it, with the same token",
         ]
     progress.say("\n".join([*lines, "", "Ctrl-C ends it; the data stay."]))
 

@@ -23,6 +23,8 @@ from trio_compute.http.routes.insights import insights
 from trio_compute.http.routes.lfc_offload import begin_offload, offload_state
 from trio_compute.http.routes.lfc_prewarm import begin_prewarm, cancel_prewarm, prewarm_state
 from trio_compute.http.routes.promote import promote
+from trio_compute.http.routes.page import CONTENT_TYPE as HTML
+from trio_compute.http.routes.page import page
 from trio_compute.http.routes.reads import metrics_json, metrics_text, spans
 from trio_compute.http.routes.refresh_configuration import refresh_configuration
 from trio_compute.http.routes.status import is_long_poll, status
@@ -117,7 +119,26 @@ CACHE_AND_PROMOTION: tuple[Operation, ...] = (
     ),
 )
 
+def _spans(*, needs_token: bool) -> Operation:
+    return Operation(
+        method="GET",
+        path="/spans",
+        handler=spans,
+        summary="Tell the measured phases, for people who look at a start-up.",
+        replies={200: Reply(list[Span], "The phases in the order in which they began.")},
+        needs_token=needs_token,
+    )
+
+
 EXTERNAL: tuple[Operation, ...] = (
+    Operation(
+        method="GET",
+        path="/",
+        handler=page,
+        summary="Show the status page, which asks for a token itself.",
+        replies={200: Reply(str, "The page.", HTML)},
+        needs_token=False,
+    ),
     Operation(
         method="GET",
         path="/status",
@@ -245,6 +266,7 @@ EXTERNAL: tuple[Operation, ...] = (
         waits=always,
     ),
     *CACHE_AND_PROMOTION,
+    _spans(needs_token=True),
     _probe("/livez", livez, "Tell whether this process works."),
     _probe("/readyz", readyz, "Tell whether Postgres takes connections."),
     _probe("/startupz", startupz, "Tell whether the start is over."),
@@ -308,14 +330,7 @@ INTERNAL_ONLY: tuple[Operation, ...] = (
         },
         needs_token=False,
     ),
-    Operation(
-        method="GET",
-        path="/spans",
-        handler=spans,
-        summary="Tell the measured phases, for people who look at a start-up.",
-        replies={200: Reply(list[Span], "The phases in the order in which they began.")},
-        needs_token=False,
-    ),
+    _spans(needs_token=False),
 )
 
 TESTING_ONLY = Operation(

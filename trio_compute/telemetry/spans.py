@@ -86,7 +86,7 @@ class Recorder:
 
     def add(self, name: str, *, start_seconds: float, **attributes: Any) -> Span:
         """Record a span that ends now and began at a moment which was taken down earlier."""
-        span = Span(name=name, start_seconds=start_seconds, attributes=attributes)
+        span = Span(name=name, start_seconds=start_seconds, parent=_parent.get(), attributes=attributes)
         self.spans.append(span)
         self._finish(span)
         return span
