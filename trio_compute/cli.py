@@ -30,7 +30,7 @@ def run_subcommand(argv: Sequence[str]) -> int:
         "dev": (_dev, "run a compute on an embedded storage, on your own machine"),
         "validate": (_validate, "report everything that is wrong with config.json files"),
         "plan": (_plan, "show what applying a config.json would do, and do nothing"),
-        "schema": (_schema, "print the JSON Schema of config.json"),
+        "schema": (_schema, "print the JSON Schema of config.json, or the OpenAPI description"),
     }
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in {"-h", "--help"}:
