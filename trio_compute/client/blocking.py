@@ -54,7 +54,7 @@ class ComputeClient:
 
     def ask(self, call: Call[T]) -> T:
         """Send any request and return what its answer says; raise ApiError, Unreachable or UnexpectedAnswer."""
-        with translated(call):
+        with translated(call, self._peer):
             response = self._http.request(**self._peer.request(call))
         return call.result(reply_of(response))
 
@@ -63,11 +63,11 @@ class ComputeClient:
         """Follow what happens for as long as the block runs; the iterator ends when the compute does."""
         call = calls.events(after=after)
         with ExitStack() as stack:
-            with translated(call):
+            with translated(call, self._peer):
                 response = stack.enter_context(self._http.stream(**self._peer.request(call)))
                 if response.status_code != 200:
                     raise api_error(Reply(response.status_code, dict(response.headers), response.read()))
-            yield _events(call, response)
+            yield _events(call, self._peer, response)
 
     request = _blocking(calls.request)
     status = _blocking(calls.status)
@@ -100,8 +100,8 @@ class ComputeClient:
     extension_server = _blocking(calls.extension_server)
 
 
-def _events(call: Call[bytes], response: httpx.Response) -> Iterator[Event]:
+def _events(call: Call[bytes], peer: Peer, response: httpx.Response) -> Iterator[Event]:
     parser = EventParser()
-    with translated(call):
+    with translated(call, peer):
         for data in response.iter_raw():
             yield from parser.feed(data)

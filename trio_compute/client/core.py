@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -22,6 +23,7 @@ PATIENCE_SECONDS = 60.0
 # What changes the compute takes as long as the compute's own time limits allow.
 CHANGE_PATIENCE_SECONDS = 3600.0
 _LONGEST_FOREIGN_TEXT = 200
+_ERROR_NUMBER = re.compile(r"^\[Errno -?[0-9]+\] ")
 
 
 class ApiError(RemoteError):
@@ -87,6 +89,10 @@ class Peer:
         self.internal_url = DEFAULT_INTERNAL_URL if internal_url is None else _checked_url(internal_url)
         self._token = None if token is None else _checked_token(token)
 
+    def url_of(self, call: Call[Any]) -> str:
+        """Return where a request goes, without its parameters."""
+        return (self.internal_url if call.internal else self.url) + call.path
+
     def request(self, call: Call[Any]) -> dict[str, Any]:
         """Return the arguments of a request as httpx takes them."""
         headers = dict(call.headers)
@@ -96,7 +102,7 @@ class Peer:
             headers["content-type"] = "application/json"
         return {
             "method": call.method,
-            "url": (self.internal_url if call.internal else self.url) + call.path,
+            "url": self.url_of(call),
             "params": dict(call.query) or None,
             "headers": headers,
             "content": call.body,
@@ -105,18 +111,19 @@ class Peer:
 
 
 @contextmanager
-def translated(call: Call[Any]) -> Iterator[None]:
+def translated(call: Call[Any], peer: Peer) -> Iterator[None]:
     """Raise Unreachable for whatever httpx says of a request that got no answer."""
     import httpx
 
     try:
         yield
     except httpx.TimeoutException:
-        raise Unreachable(f"{call.method} {call.path}: no answer within {call.patience_seconds:g} s") from None
+        raise Unreachable(f"{peer.url_of(call)}: no answer within {call.patience_seconds:g} s") from None
     except httpx.RequestError as error:
-        raise Unreachable(f"{call.method} {call.path}: {str(error) or type(error).__name__}") from None
+        reason = _ERROR_NUMBER.sub("", str(error)) or type(error).__name__
+        raise Unreachable(f"{peer.url_of(call)}: {reason}") from None
     except httpx.InvalidURL as error:
-        raise UsageError(f"{call.method} {call.path}: {error}") from None
+        raise UsageError(f"{peer.url_of(call)}: {error}") from None
 
 
 def reply_of(response: Any) -> Reply:

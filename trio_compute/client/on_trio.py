@@ -56,7 +56,7 @@ class TrioComputeClient:
 
     async def ask(self, call: Call[T]) -> T:
         """Send any request and return what its answer says; raise ApiError, Unreachable or UnexpectedAnswer."""
-        with translated(call):
+        with translated(call, self._peer):
             response = await self._http.request(**self._peer.request(call))
         return call.result(reply_of(response))
 
@@ -68,14 +68,14 @@ class TrioComputeClient:
         call = calls.events(after=after)
         sending, receiving = trio.open_memory_channel[Event | RemoteError](0)
         async with AsyncExitStack() as stack:
-            with translated(call):
+            with translated(call, self._peer):
                 response = await stack.enter_async_context(self._http.stream(**self._peer.request(call)))
                 if response.status_code != 200:
                     raise api_error(Reply(response.status_code, dict(response.headers), await response.aread()))
             failure: Exception | None = None
             # A task of its own reads: cancelling it unwinds httpx's generators, which leaving a loop would not.
             async with trio.open_nursery() as nursery, receiving:
-                nursery.start_soon(_read_events, call, response, sending)
+                nursery.start_soon(_read_events, call, self._peer, response, sending)
                 try:
                     yield _Received(receiving)
                 except Exception as error:  # noqa: BLE001  (raised again, without the group that a nursery makes of it)
@@ -116,12 +116,12 @@ class TrioComputeClient:
 
 
 async def _read_events(
-    call: Call[bytes], response: httpx.Response, sending: trio.MemorySendChannel[Event | RemoteError]
+    call: Call[bytes], peer: Peer, response: httpx.Response, sending: trio.MemorySendChannel[Event | RemoteError]
 ) -> None:
     parser = EventParser()
     async with sending:
         try:
-            with translated(call):
+            with translated(call, peer):
                 async for data in response.aiter_raw():
                     for event in parser.feed(data):
                         await sending.send(event)
