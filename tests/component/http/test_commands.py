@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import trio
 
+from tests.component.http.logs import LogLines
 from tests.component.http.tokens import bearer
 from tests.component.http.world import FLUSH_LSN, World, configure_body, open_world, stands
 from trio_compute.cli import run_subcommand
@@ -80,7 +81,9 @@ class TestStatus:
         assert (json.loads(out)["status"], json.loads(out)["revision"]) == ("running", 2)
 
     @pytest.mark.parametrize("as_json", [True, False])
-    async def test_it_is_followed_until_the_compute_ends(self, say: Callable[..., Any], as_json: bool) -> None:
+    async def test_it_is_followed_until_the_compute_ends(
+        self, say: Callable[..., Any], as_json: bool, log_lines: LogLines
+    ) -> None:
         async with open_world(Status.INIT) as world, trio.open_nursery() as nursery:
             said: list[Said] = []
 
@@ -88,7 +91,7 @@ class TestStatus:
                 said.append(await say(world, "status", "--watch", *(["--json"] if as_json else [])))
 
             nursery.start_soon(watch)
-            await stands(lambda: bool(world.compute.feed._newest._waiters))
+            await stands(lambda: bool(log_lines.with_text("uri=/status")))
             with world.compute.spans.measure("start_postgres"):
                 world.compute.apply(ev.Started())
             world.compute.feed.publish("prewarm", {"prewarmed": 3, "total": 9})
