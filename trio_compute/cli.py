@@ -28,9 +28,12 @@ def run_subcommand(argv: Sequence[str]) -> int:
     commands: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         "run": (lambda rest: run_compute(rest, prog="trio-compute run"), "run one compute, like compute_ctl"),
         "dev": (_dev, "run a compute on an embedded storage, on your own machine"),
+        "status": (_status, "tell what a running compute does, or follow it"),
+        "configure": (_configure, "bring a running compute to what a config.json wants"),
+        "terminate": (_terminate, "end a running compute"),
         "validate": (_validate, "report everything that is wrong with config.json files"),
         "plan": (_plan, "show what applying a config.json would do, and do nothing"),
-        "schema": (_schema, "print the JSON Schema of config.json"),
+        "schema": (_schema, "print the JSON Schema of config.json, or the OpenAPI description"),
     }
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in {"-h", "--help"}:
@@ -119,6 +122,24 @@ def _dev(argv: Sequence[str]) -> int:
     from trio_compute.embedded.dev import run_dev
 
     return run_dev(argv)
+
+
+def _status(argv: Sequence[str]) -> int:
+    from trio_compute.commands.status import run_status
+
+    return run_status(argv, os.environ)
+
+
+def _configure(argv: Sequence[str]) -> int:
+    from trio_compute.commands.configure import run_configure
+
+    return run_configure(argv, os.environ)
+
+
+def _terminate(argv: Sequence[str]) -> int:
+    from trio_compute.commands.terminate import run_terminate
+
+    return run_terminate(argv, os.environ)
 
 
 def _validate(argv: Sequence[str]) -> int:

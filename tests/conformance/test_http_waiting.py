@@ -67,7 +67,8 @@ class TestLongPoll:
     @pytest.mark.parametrize(
         ("query", "name"),
         [("wait_for=up", "wait_for"), ("since=x", "since"), ("since=-1", "since"), ("since=1&timeout=1h", "timeout"),
-         ("since=1&timeout=301s", "timeout"), ("since=1&timeout=", "timeout"), ("wait_for=", "wait_for")],
+         ("since=1&timeout=301s", "timeout"), ("since=1&timeout=", "timeout"), ("wait_for=", "wait_for"),
+         ("timeout=never", "timeout"), ("since=null", "since"), ("wait_for=null", "wait_for")],
     )  # fmt: skip
     async def test_a_bad_parameter_is_named(self, query: str, name: str) -> None:
         async with open_world() as world, world.client() as client:

@@ -23,7 +23,7 @@ FLOORS = (
     {"ports"},
     {"services"},
     {"http", "run"},
-    {"commands", "embedded"},
+    {"client", "commands", "embedded"},
     {"cli", "__main__", "__init__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -35,6 +35,8 @@ NARROWER = {
     "telemetry": {"errors", "model", "telemetry"},
     "plan": {"errors", "model", "plan", "settings"},
     "lifecycle": {"errors", "settings", "model", "telemetry", "lifecycle"},
+    # Who uses it needs no server.
+    "client": {"errors", "model", "plan", "telemetry", "client"},
 }
 
 

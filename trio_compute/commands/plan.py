@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from trio_compute.commands.inspection import inspect_configuration
+from trio_compute.commands.preview_text import preview_text
 from trio_compute.db.preview import Outlook, look_ahead
 from trio_compute.db.target import Target
 from trio_compute.errors import ComputeError, HostError, SpecError, cause_chain
@@ -44,7 +45,7 @@ def run_plan(argv: Sequence[str]) -> int:
     except ComputeError as error:
         sys.stderr.write(f"trio-compute plan: {redact(cause_chain(error))}\n")
         return 1
-    text = msgspec.json.format(msgspec.json.encode(preview)).decode() if arguments.json else _for_people(preview)
+    text = msgspec.json.format(msgspec.json.encode(preview)).decode() if arguments.json else preview_text(preview)
     sys.stdout.write(text + "\n")
     return 0
 
@@ -138,22 +139,3 @@ def _plan_from_nothing(wanted: Wanted | None, major: int, conf: str) -> Plan:
 async def _look(connstr: str, wanted: Wanted | None, changed: Sequence[str]) -> Outlook:
     with trio.fail_after(PATIENCE_SECONDS):
         return await look_ahead(connstr, wanted, changed, deadlines=Deadlines())
-
-
-def _for_people(preview: Preview) -> str:
-    lines = [f"warning: {warning}" for warning in preview.warnings]
-    for phase in preview.phases:
-        lines += ["", f"{phase.phase} (database {phase.database})"]
-        for operation in phase.operations:
-            lines += [f"  {operation.operation}, since {operation.why}", *_statement_lines(operation.statement)]
-    if preview.configuration_diff:
-        lines += ["", "postgresql.conf", *(f"  {line}" for line in preview.configuration_diff.splitlines())]
-    if preview.restart_required:
-        lines += ["", f"waits for a restart: {', '.join(preview.restart_required)}"]
-    if preview.is_empty:
-        lines += ["nothing to do"]
-    return "\n".join(lines).strip("\n")
-
-
-def _statement_lines(statement: str) -> list[str]:
-    return [f"      {line}" for line in statement.splitlines()]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from trio_compute.model.schema import DOCUMENTS, json_schema
 
+API = "api"
+
 
 def run_schema(argv: Sequence[str]) -> int:
-    """Print the JSON Schema, or docs/spec.md; return 0, or 2 for a wrong command line."""
+    """Print a JSON Schema, the OpenAPI description, or a page of docs/; return 0, or 2 for a wrong command line."""
     try:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:
@@ -22,17 +25,24 @@ def run_schema(argv: Sequence[str]) -> int:
 
         sys.stdout.write(markdown())
         return 0
-    text = msgspec.json.format(msgspec.json.encode(json_schema(DOCUMENTS[arguments.of]))).decode()
+    schema = _openapi() if arguments.of == API else json_schema(DOCUMENTS[arguments.of])
+    text = msgspec.json.format(msgspec.json.encode(schema)).decode()
     sys.stdout.write(text + "\n")
     return 0
+
+
+def _openapi() -> dict[str, Any]:
+    from trio_compute.http.openapi import openapi_document
+
+    return openapi_document()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trio-compute schema",
-        description="Print the JSON Schema (2020-12) of config.json.",
+        description="Print the JSON Schema (2020-12) of config.json, or the OpenAPI 3.1 description of the HTTP API.",
         allow_abbrev=False,
     )
-    parser.add_argument("--of", choices=list(DOCUMENTS), default="config", help="which document (default: config)")
+    parser.add_argument("--of", choices=[*DOCUMENTS, API], default="config", help="which document (default: config)")
     parser.add_argument("--markdown", action="store_true", help="print docs/spec.md instead")
     return parser

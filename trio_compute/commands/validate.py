@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from trio_compute.commands.inspection import Report, inspect_configuration
+from trio_compute.commands.terminal import printable, say
 from trio_compute.model.shape import Finding
 
 LARGEST_FILE_BYTES = 64 * 1024 * 1024
@@ -34,10 +35,10 @@ def run_validate(argv: Sequence[str]) -> int:
     reports = [(name, _inspect(name)) for name in arguments.files]
     if arguments.json:
         files = [_file_report(name, report) for name, report in reports]
-        _say(msgspec.json.format(msgspec.json.encode({"files": files})).decode())
+        say(msgspec.json.format(msgspec.json.encode({"files": files})).decode())
     else:
         for name, report in reports:
-            _say(_for_people(name, report))
+            say(_for_people(name, report))
     return 1 if any(report.errors for _, report in reports) else 0
 
 
@@ -74,11 +75,11 @@ def _read(name: str) -> bytes:
 
 
 def _file_report(name: str, report: Report) -> FileReport:
-    return FileReport(_printable(name), not report.errors, report.lines(report.errors), report.lines(report.warnings))
+    return FileReport(printable(name), not report.errors, report.lines(report.errors), report.lines(report.warnings))
 
 
 def _for_people(name: str, report: Report) -> str:
-    name = _printable(name)
+    name = printable(name)
     errors = [f"{name}:{_line(line)}" for line in report.lines(report.errors)]
     warnings = [f"{name}:{_line(line, 'warning: ')}" for line in report.lines(report.warnings)]
     kind = " (a bare spec, for --spec-path)" if report.is_bare else ""
@@ -86,15 +87,4 @@ def _for_people(name: str, report: Report) -> str:
 
 
 def _line(line: dict[str, str], mark: str = "") -> str:
-    return f"{line['path']}: {mark}{_printable(line['rule'])} (hint: {_printable(line['hint'])})"
-
-
-def _printable(text: str) -> str:
-    """Return one line that cannot upset a terminal or the encoding of standard output."""
-    plain = text.encode(errors="backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain)
-
-
-def _say(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding) + "\n")
+    return f"{line['path']}: {mark}{printable(line['rule'])} (hint: {printable(line['hint'])})"

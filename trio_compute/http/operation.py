@@ -76,7 +76,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     """Describe one method of one path.
 
     `has_rest`: the path is a prefix and what follows it is a parameter. `waits`: with this query it may take long, so
-    a client that leaves must be noticed. An operation with a `body` is read and decoded by Quart.
+    a client that leaves must be noticed. An operation with a `body` is read and decoded by Quart. `headers`: what it
+    looks at besides the token, with its meaning.
     """
 
     method: str
@@ -84,6 +85,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     handler: Handler
     summary: str
     query: type[Struct] | None = None
+    headers: Mapping[str, str] = {}
     body: Any = None
     replies: Mapping[int, Reply] = {}
     needs_token: bool = True

@@ -18,7 +18,7 @@ def parse_query(text: bytes, kind: type[Struct] | None) -> Any:
         return None
     try:
         given = dict(parse_qsl(text.decode("latin-1"), keep_blank_values=True, errors="strict"))
-        return msgspec.convert(given, kind, strict=False)
+        query = msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         problem = located(error)
         rule = problem.args[0].replace("Object missing required field", "missing field")
@@ -27,3 +27,8 @@ def parse_query(text: bytes, kind: type[Struct] | None) -> Any:
         raise Problem(400, f"failed to deserialize query string: {where}{rule}") from None
     except ValueError:
         raise Problem(400, "failed to deserialize query string: it is not percent-encoded UTF-8") from None
+    for name in given:
+        # The library reads the text `null` as "not given"; who writes it means something else, or nothing.
+        if getattr(query, name, given) is None:
+            raise Problem(400, f"failed to deserialize query string: `{name}`: there is no null in a query string")
+    return query

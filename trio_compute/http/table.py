@@ -22,9 +22,10 @@ from trio_compute.http.routes.health import livez, readyz, startupz
 from trio_compute.http.routes.insights import insights
 from trio_compute.http.routes.lfc_offload import begin_offload, offload_state
 from trio_compute.http.routes.lfc_prewarm import begin_prewarm, cancel_prewarm, prewarm_state
-from trio_compute.http.routes.promote import promote
+from trio_compute.http.routes.openapi import openapi
 from trio_compute.http.routes.page import CONTENT_TYPE as HTML
 from trio_compute.http.routes.page import page
+from trio_compute.http.routes.promote import promote
 from trio_compute.http.routes.reads import metrics_json, metrics_text, spans
 from trio_compute.http.routes.refresh_configuration import refresh_configuration
 from trio_compute.http.routes.status import is_long_poll, status
@@ -119,6 +120,7 @@ CACHE_AND_PROMOTION: tuple[Operation, ...] = (
     ),
 )
 
+
 def _spans(*, needs_token: bool) -> Operation:
     return Operation(
         method="GET",
@@ -129,6 +131,15 @@ def _spans(*, needs_token: bool) -> Operation:
         needs_token=needs_token,
     )
 
+
+OPENAPI = Operation(
+    method="GET",
+    path="/openapi.json",
+    handler=openapi,
+    summary="Tell what this API is: the document that you are looking at.",
+    replies={200: Reply(dict[str, Any], "An OpenAPI 3.1 description of both servers.")},
+    needs_token=False,
+)
 
 EXTERNAL: tuple[Operation, ...] = (
     Operation(
@@ -169,6 +180,7 @@ EXTERNAL: tuple[Operation, ...] = (
         handler=events,
         summary="Tell what happens as it happens: transitions, phases, progress.",
         query=asked.EventsQuery,
+        headers={"last-event-id": "The `id` of the last event seen, as browsers send it; stronger than `after`."},
         replies={200: Reply(str, "Server-sent events.", EVENT_STREAM), 400: BAD_QUERY},
         waits=always,
     ),
@@ -178,6 +190,7 @@ EXTERNAL: tuple[Operation, ...] = (
         handler=configure,
         summary="Bring the compute to what a spec wants, or tell what that would do.",
         query=asked.ConfigureQuery,
+        headers={"idempotency-key": "Any text; a repeated request finds the result of the first, a failure too."},
         body=asked.ConfigureRequest,
         replies={
             200: Reply(told.StatusResponse | Preview, "The spec is in force; with `dry_run`: what would be done."),
@@ -270,6 +283,7 @@ EXTERNAL: tuple[Operation, ...] = (
     _probe("/livez", livez, "Tell whether this process works."),
     _probe("/readyz", readyz, "Tell whether Postgres takes connections."),
     _probe("/startupz", startupz, "Tell whether the start is over."),
+    OPENAPI,
 )
 
 INTERNAL_ONLY: tuple[Operation, ...] = (
@@ -331,6 +345,7 @@ INTERNAL_ONLY: tuple[Operation, ...] = (
         needs_token=False,
     ),
     _spans(needs_token=False),
+    OPENAPI,
 )
 
 TESTING_ONLY = Operation(

@@ -24,7 +24,7 @@ _TO_CONTRACT = re.compile(r" \((?:contract [^()]*|[A-Z]-[0-9]+)\)")
 def json_schema(wire: type[Struct] = ComputeConfig) -> dict[str, Any]:
     """Return the schema of one kind of document; objects stand under `$defs`."""
     (root,), definitions = msgspec.json.schema_components([wire], ref_template=_REFERENCE)
-    defs = {name: _portable(definition) for name, definition in definitions.items()}
+    defs = {name: portable(definition) for name, definition in definitions.items()}
     own = defs[wire.__name__]
     return {
         "$schema": DIALECT,
@@ -40,13 +40,13 @@ def plain_text(text: str) -> str:
     return _TO_CONTRACT.sub("", text)
 
 
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
     """Return a schema in which patterns are those of ECMA 262 and unbounded integers end at 64 bits."""
     if isinstance(value, list):
-        return [_portable(item) for item in value]
+        return [portable(item) for item in value]
     if not isinstance(value, dict):
         return value
-    changed = {key: _portable(item) for key, item in value.items()}
+    changed = {key: portable(item) for key, item in value.items()}
     if isinstance(changed.get("pattern"), str):
         changed["pattern"] = changed["pattern"].replace(r"\A", "^").replace(r"\Z", "$")
     if isinstance(changed.get("description"), str):

@@ -26,11 +26,12 @@ _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0}
 async def status(context: Context, request: Request) -> Answer:
     """Answer with the status; with `wait_for` or `since`, once they hold, the compute ended, or the time is over."""
     query: StatusQuery = request.query
+    seconds = _seconds(query.timeout)
     if not is_long_poll(query):
         await trio.lowlevel.checkpoint()
     else:
         wanted = _statuses(query.wait_for)
-        with trio.move_on_after(_seconds(query.timeout)):
+        with trio.move_on_after(seconds):
             await context.compute.watch(lambda state: _is_awaited(state, wanted, query.since))
     return status_answer(context.compute)
 
