@@ -109,7 +109,7 @@ def mode_settings(mode: str | dict[str, str], wal: Path, primary_conninfo: str |
     """
     if mode == "Primary":
         return {}
-    settings = {"restore_command": quote(_restore_command(wal))}
+    settings = {"restore_command": quote(_restore_command(wal)), "wal_retrieve_retry_interval": "100ms"}
     if primary_conninfo is not None:
         settings["primary_conninfo"] = quote(primary_conninfo)
     if mode != "Replica":

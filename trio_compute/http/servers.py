@@ -12,6 +12,7 @@ from trio_compute.http.serve import serve_app
 from trio_compute.http.sockets import BoundSockets
 from trio_compute.http.table import EXTERNAL, internal_operations
 from trio_compute.lifecycle.status import Status
+from trio_compute.lifecycle.transitions import State
 from trio_compute.model.spec import ComputeConfig
 from trio_compute.services.life import Life
 
@@ -38,7 +39,7 @@ class HttpServers:
                 await nursery.start(self._serve_one, app, sockets)
             task_status.started()
             async with trio.open_nursery() as loading:
-                loading.start_soon(self._load_in_the_pool)
+                loading.start_soon(self._load_ahead)
                 await self._draining.wait()
                 loading.cancel_scope.cancel()
 
@@ -53,16 +54,22 @@ class HttpServers:
             task_status=task_status,
         )
 
-    async def _load_in_the_pool(self) -> None:
-        # A pooled compute has the time, and its first /configure must not wait. One that has its spec may never need
-        # Quart, and during its start every millisecond of the interpreter belongs to that.
-        if self._compute.state.status is Status.EMPTY:
-            await self._load_quart()
+    async def _load_ahead(self) -> None:
+        # A pooled compute has the time, and its first /configure must not wait; nor must the /promote of a replica,
+        # while nobody can write. A primary that has its spec may never need Quart, and during a start every millisecond
+        # of the interpreter belongs to that.
+        if self._compute.state.status is not Status.EMPTY:
+            await self._compute.watch(_is_running_replica)
+        await self._load_quart()
 
     def drain(self) -> None:
         """Accept nothing more, finish what is in flight, end."""
         self._compute.feed.close()
         self._draining.set()
+
+
+def _is_running_replica(state: State) -> bool:
+    return state.status is Status.RUNNING and state.spec is not None and state.spec.mode == "replica"
 
 
 def _make_app(life: Life) -> Any:
