@@ -10,7 +10,7 @@ from importlib import import_module
 from bench.report import show
 from trio_compute.errors import ComputeError, cause_chain
 
-BENCHES = ("startup", "terminate", "unpack", "safekeepers", "reconcile", "http")
+BENCHES = ("startup", "terminate", "unpack", "safekeepers", "reconcile", "http", "failover")
 
 
 def main(argv: Sequence[str]) -> int:
