@@ -8,7 +8,7 @@ from html import escape
 from trio_compute.embedded.failover import FailoverReport, Stretch
 
 BAR_COLUMNS = 48
-WIDTH, LEFT, RIGHT, TOP, ROW = 920, 250, 90, 64, 30
+WIDTH, LEFT, RIGHT, TOP, ROW = 960, 300, 90, 64, 30
 COLOURS = {"primary": "#2f6db5", "secondary": "#3b8f5a", "writes": "#c0453b"}
 
 
@@ -65,7 +65,7 @@ def _row(stretch: Stretch, y: float, x: float, width: float) -> str:
     shown = max(width, 2.0)
     return (
         f'<text x="16" y="{middle:.1f}" fill="{colour}" font-weight="600">{escape(stretch.lane)}</text>'
-        f'<text x="96" y="{middle:.1f}" fill="#1d2330">{escape(stretch.name)}</text>'
+        f'<text x="112" y="{middle:.1f}" fill="#1d2330">{escape(stretch.name)}</text>'
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y + ROW:.1f}" y2="{y + ROW:.1f}" stroke="#e4e7ec"/>'
         f'<rect x="{x:.1f}" y="{y + 6:.1f}" width="{shown:.1f}" height="{ROW - 12}" rx="3" fill="{colour}"/>'
         f'<text x="{x + shown + 6:.1f}" y="{middle:.1f}" fill="#555d6b">{stretch.duration_ms:.0f} ms</text>'
