@@ -78,7 +78,8 @@ class Served:
         """End the servers, as the end of the process does; a second time is nothing."""
         if self._thread is not None and self._thread.is_alive():
             self.do(self._over.set)
-            self._thread.join(PATIENCE_SECONDS)
+            # Longer than the world itself takes before it says what did not end.
+            self._thread.join(2 * PATIENCE_SECONDS)
             assert not self._thread.is_alive(), "the servers did not end"
 
 
@@ -155,7 +156,7 @@ def serve(
         finally:
             ready.set()
 
-    thread = threading.Thread(target=run, name="served world")
+    thread = threading.Thread(target=run, name="served world", daemon=True)
     thread.start()
     assert ready.wait(PATIENCE_SECONDS)
     if failures:

@@ -145,7 +145,7 @@ class TestErrors:
             page.until_state("failed")
             assert page.text("state-error") == "no space left on device"
             page.until(lambda: page.texts("#errors .message") == ["no space left on device"])
-            assert page.texts("#waterfall .failed .name") == ["start Postgres (failed)"]
+            page.until(lambda: page.texts("#waterfall .failed .name") == ["start Postgres (failed)"])
 
     def test_errors_from_before_the_page_was_opened_are_there_newest_first(self, page: Page) -> None:
         with serve() as served:
@@ -176,7 +176,7 @@ class TestErrors:
             page.until_state("failed")
             page.until(lambda: page.texts("#errors .message") == [HOSTILE] * 3)
             assert page.text("state-error") == HOSTILE
-            assert page.texts("#waterfall .name") == [HOSTILE.replace("_", " ")]
+            page.until(lambda: page.texts("#waterfall .name") == [HOSTILE.replace("_", " ")])
             assert HOSTILE in page.text("prewarm-text")
             assert page.run("return [window.hacked, document.images.length, document.scripts.length]") == [None, 0, 1]
 
