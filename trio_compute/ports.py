@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -268,12 +267,6 @@ class Host(RuntimeSql, PostgresTools):
         target = maintenance_target(self.settings.connstr, "post_apply_config", deadlines)
         async with open_maintenance(target, deadlines) as connection:
             await upgrade_neon_extension(connection)
-
-    def open_session_count(self) -> AbstractAsyncContextManager[Callable[[], Awaitable[int]]]:
-        """Open a session that counts the active ones."""
-        from trio_compute.db.sessions import open_session_count
-
-        return open_session_count(self.settings.connstr, self.settings.deadlines)
 
     def open_cache_session(self, purpose: str) -> AbstractAsyncContextManager[CacheSession]:
         """Open a session for the functions of the local file cache; raise PostgresError."""

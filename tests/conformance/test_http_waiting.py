@@ -184,17 +184,17 @@ class TestEndIfIdle:
 
     async def test_active_sessions_are_counted_and_nothing_is_ended(self) -> None:
         async with open_world() as world, world.client() as client:
-            world.host.active_sessions = 3
+            world.host.watch.seen = {"busy_sessions": 2, "wal_senders": 1}
             response = await client.post("/terminate?if_idle=true&mode=immediate")
             assert response.status_code == 409
             assert response.json() == {"error": "compute is not idle: 3 active sessions"}
             assert world.status is Status.RUNNING
             assert [sig for _, sig in world.host.child.signals] == [signal.SIGSTOP, signal.SIGCONT]
 
-    @pytest.mark.parametrize("port", ["open_session_count", "count_active_sessions"])
-    async def test_what_cannot_be_known_is_503_and_nothing_is_ended(self, port: str) -> None:
+    @pytest.mark.parametrize("step", ["refusal", "failure"])
+    async def test_what_cannot_be_known_is_503_and_nothing_is_ended(self, step: str) -> None:
         async with open_world() as world, world.client() as client:
-            world.host.failures[port] = [PostgresError("Postgres did not answer within 5 s")]
+            setattr(world.host.watch, step, PostgresError("Postgres did not answer within 5 s"))
             response = await client.post("/terminate?if_idle=true")
             assert response.status_code == 503
             assert "did not answer" in response.json()["error"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,6 @@ class FakeHost(Host):
         self.databases = {"postgres"}
         self.control_files: list[str] = []
         self.archive_sizes: dict[str, int] = {}
-        self.active_sessions = 0
         self.watch = FakeWatch()
         self.statistics: list[Statistics | Exception] = []
         self.collections = 0
@@ -277,15 +276,6 @@ class FakeHost(Host):
 
     async def upgrade_neon_extension(self) -> None:
         await self._port("upgrade_neon_extension")
-
-    @asynccontextmanager
-    async def open_session_count(self) -> AsyncIterator[Callable[[], Awaitable[int]]]:
-        async def count() -> int:
-            await self._port("count_active_sessions")
-            return self.active_sessions
-
-        await self._port("open_session_count")
-        yield count
 
     @asynccontextmanager
     async def open_watch(self) -> AsyncIterator[Watch]:

@@ -12,7 +12,6 @@ from trio_compute.http.serve import serve_app
 from trio_compute.http.sockets import BoundSockets
 from trio_compute.http.table import EXTERNAL, internal_operations
 from trio_compute.lifecycle.status import Status
-from trio_compute.lifecycle.transitions import State
 from trio_compute.model.spec import ComputeConfig
 from trio_compute.services.life import Life
 
@@ -58,18 +57,17 @@ class HttpServers:
         # A pooled compute has the time, and its first /configure must not wait; nor must the /promote of a replica,
         # while nobody can write. A primary that has its spec may never need Quart, and during a start every millisecond
         # of the interpreter belongs to that.
-        if self._compute.state.status is not Status.EMPTY:
-            await self._compute.watch(_is_running_replica)
+        state = self._compute.state
+        if state.spec is not None and state.spec.mode == "replica":
+            await self._compute.reach(Status.RUNNING)
+        elif state.status is not Status.EMPTY:
+            return
         await self._load_quart()
 
     def drain(self) -> None:
         """Accept nothing more, finish what is in flight, end."""
         self._compute.feed.close()
         self._draining.set()
-
-
-def _is_running_replica(state: State) -> bool:
-    return state.status is Status.RUNNING and state.spec is not None and state.spec.mode == "replica"
 
 
 def _make_app(life: Life) -> Any:

@@ -45,6 +45,11 @@ class Observation(Struct, frozen=True, kw_only=True):
     autovacuum_workers: int = 0
     statistics: Statistics | None = None
 
+    @property
+    def active_sessions(self) -> int:
+        """Return how many sessions work now, replication included; one that is connected and idle does not."""
+        return self.busy_sessions + self.wal_senders + self.subscriptions
+
 
 def last_activity(
     seen: Observation, before: dt.datetime | None, statistics_before: Statistics | None

@@ -31,9 +31,9 @@ async def end_if_idle(life: Life, *, immediate: bool) -> int:
         compute.request_termination(immediate=immediate)
         return 0
     try:
-        async with life.host.open_session_count() as count_active_sessions:
+        async with life.host.open_watch() as watch:
             with postmaster.held():
-                active = await count_active_sessions()
+                active = (await watch.look(statistics=False)).active_sessions
                 if active == 0:
                     compute.request_termination(immediate=immediate)
                     # Before it goes on: the stop must be the next thing that it sees.
