@@ -195,13 +195,13 @@ async def test_a_renewed_pair_is_served_after_a_reconfiguration(rig: Rig, public
 
 
 async def test_a_pair_that_does_not_match_fails_the_start_after_the_bound(rig: Rig, public_tmp: Path) -> None:
-    """F-02, D-52: with a clear text, and with no half-written file."""
+    """F-02, D-52: with a clear text, and with no half-written file; the bound leaves time for one look, on any machine."""
     files = Files(public_tmp)
     files.write("P-256")
     files.key_path.write_bytes(key_text(make_key("RSA")))
-    async with rig.compute(with_tls(rig, files), flags={"--certificate-timeout": "0.3"}) as child:
+    async with rig.compute(with_tls(rig, files), flags={"--certificate-timeout": "3"}) as child:
         status = await child.reach("failed")
-        assert "no usable key and certificate within 0.3 s" in status["error"]
+        assert "no usable key and certificate within 3 s" in status["error"]
         assert "does not belong to the first certificate" in status["error"]
         assert not (rig.world.pgdata / "postgresql.conf").exists()
         await child.terminate("immediate")
