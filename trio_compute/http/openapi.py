@@ -72,7 +72,7 @@ _Served = dict[tuple[str, str], dict[str, Operation]]
 def openapi_document() -> dict[str, Any]:
     """Return the description of all operations, those of tests included."""
     served = _served()
-    operations = [next(iter(both.values())) for both in served.values()]
+    operations = [operation for operation, _ in placed_operations()]
     schemas, definitions = _schemas(operations)
     paths: dict[str, dict[str, Any]] = {}
     for operation, both in zip(operations, served.values(), strict=True):
@@ -96,6 +96,11 @@ def openapi_document() -> dict[str, Any]:
             "schemas": dict(sorted(kept.items())),
         },
     }
+
+
+def placed_operations() -> list[tuple[Operation, list[str]]]:
+    """Return every operation with the servers that have it; where both do, the external one's."""
+    return [(next(iter(both.values())), [*both]) for both in _served().values()]
 
 
 @cache
