@@ -102,8 +102,8 @@ def test_a_token_goes_to_the_external_server_only() -> None:
     peer = Peer("http://x:1/", token="t\n", internal_url="http://x:2")
     assert peer.request(calls.status())["headers"]["authorization"] == "Bearer t"
     assert peer.request(calls.status())["url"] == "http://x:1/status"
-    assert peer.request(calls.spans())["headers"] == {}
-    assert peer.request(calls.spans())["url"] == "http://x:2/spans"
+    assert peer.request(calls.refresh_configuration())["headers"] == {}
+    assert peer.request(calls.refresh_configuration())["url"] == "http://x:2/refresh_configuration"
 
 
 def test_a_path_may_hold_any_text() -> None:

@@ -11,8 +11,19 @@ from typing import Any, TypeVar
 import msgspec
 
 from trio_compute.client.core import CHANGE_PATIENCE_SECONDS, Call, path_with
+from trio_compute.model.lfc import OffloadState, PrewarmState
+from trio_compute.model.promotion import PromoteCompleted
 from trio_compute.model.requests import TerminateMode
-from trio_compute.model.responses import HealthResponse, MetricsResponse, StatusResponse, TerminateResponse
+from trio_compute.model.responses import (
+    CatalogResponse,
+    ExtensionResponse,
+    GrantsResponse,
+    HealthResponse,
+    InsightsResponse,
+    MetricsResponse,
+    StatusResponse,
+    TerminateResponse,
+)
 from trio_compute.plan.preview import Preview
 from trio_compute.telemetry.spans import Span
 
@@ -26,6 +37,16 @@ _LONG_POLL_MARGIN_SECONDS = 30.0
 
 def _as(kind: type[T]) -> Callable[[bytes], T]:
     return lambda body: msgspec.json.decode(body, type=kind)
+
+
+def _prewarm_state(body: bytes) -> PrewarmState:
+    state: PrewarmState = msgspec.json.decode(body, type=PrewarmState)
+    return state
+
+
+def _offload_state(body: bytes) -> OffloadState:
+    state: OffloadState = msgspec.json.decode(body, type=OffloadState)
+    return state
 
 
 def _text(body: bytes) -> str:
@@ -149,14 +170,14 @@ def database_schema(database: str) -> Call[str]:
     )
 
 
-def dbs_and_roles() -> Call[Object]:
+def dbs_and_roles() -> Call[CatalogResponse]:
     """Tell all databases and roles."""
-    return Call(method="GET", path="/dbs_and_roles", read=_as(Object))
+    return Call(method="GET", path="/dbs_and_roles", read=_as(CatalogResponse))
 
 
-def insights() -> Call[Object]:
+def insights() -> Call[InsightsResponse]:
     """Tell what takes most of the time in Postgres."""
-    return Call(method="GET", path="/insights", read=_as(Object))
+    return Call(method="GET", path="/insights", read=_as(InsightsResponse))
 
 
 def hadron_liveness_probe() -> Call[str]:
@@ -169,15 +190,17 @@ def autoscaling_metrics() -> Call[str]:
     return Call(method="GET", path="/autoscaling_metrics", read=_text)
 
 
-def promote(spec: object, wal_flush_lsn: str) -> Call[Object]:
+def promote(spec: object, wal_flush_lsn: str) -> Call[PromoteCompleted]:
     """Make a replica the primary of a spec; return how long each step took."""
     body = _encoded({"spec": spec, "wal_flush_lsn": wal_flush_lsn})
-    return Call(method="POST", path="/promote", read=_as(Object), body=body, patience_seconds=CHANGE_PATIENCE_SECONDS)
+    return Call(
+        method="POST", path="/promote", read=_as(PromoteCompleted), body=body, patience_seconds=CHANGE_PATIENCE_SECONDS
+    )
 
 
-def lfc_prewarm_state() -> Call[Object]:
+def lfc_prewarm_state() -> Call[PrewarmState]:
     """Tell how far the prewarm is."""
-    return Call(method="GET", path="/lfc/prewarm", read=_as(Object))
+    return Call(method="GET", path="/lfc/prewarm", read=_prewarm_state)
 
 
 def lfc_prewarm(*, from_endpoint: str | None = None) -> Call[None]:
@@ -191,9 +214,9 @@ def lfc_prewarm_cancel() -> Call[None]:
     return Call(method="DELETE", path="/lfc/prewarm", read=_nothing)
 
 
-def lfc_offload_state() -> Call[Object]:
+def lfc_offload_state() -> Call[OffloadState]:
     """Tell how far the offload is."""
-    return Call(method="GET", path="/lfc/offload", read=_as(Object))
+    return Call(method="GET", path="/lfc/offload", read=_offload_state)
 
 
 def lfc_offload() -> Call[None]:
@@ -208,7 +231,7 @@ def refresh_configuration() -> Call[None]:
 
 def spans() -> Call[list[Span]]:
     """Tell the measured phases."""
-    return Call(method="GET", path="/spans", read=_as(list[Span]), internal=True)
+    return Call(method="GET", path="/spans", read=_as(list[Span]))
 
 
 def failpoints(actions: Mapping[str, str]) -> Call[None]:
@@ -217,16 +240,16 @@ def failpoints(actions: Mapping[str, str]) -> Call[None]:
     return Call(method="POST", path="/failpoints", read=_nothing, body=body, internal=True)
 
 
-def extensions(extension: str, *, database: str, version: str) -> Call[Object]:
+def extensions(extension: str, *, database: str, version: str) -> Call[ExtensionResponse]:
     """Have an extension in a database, in a version."""
     body = _encoded({"extension": extension, "database": database, "version": version})
-    return Call(method="POST", path="/extensions", read=_as(Object), body=body, internal=True)
+    return Call(method="POST", path="/extensions", read=_as(ExtensionResponse), body=body, internal=True)
 
 
-def grants(role: str, *, database: str, schema: str, privileges: Iterable[str]) -> Call[Object]:
+def grants(role: str, *, database: str, schema: str, privileges: Iterable[str]) -> Call[GrantsResponse]:
     """Let a role have privileges on a schema."""
     wanted = {"database": database, "schema": schema, "privileges": [*privileges], "role": role}
-    return Call(method="POST", path="/grants", read=_as(Object), body=_encoded(wanted), internal=True)
+    return Call(method="POST", path="/grants", read=_as(GrantsResponse), body=_encoded(wanted), internal=True)
 
 
 def extension_server(name: str, *, is_library: bool = False) -> Call[None]:

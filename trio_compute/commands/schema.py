@@ -21,14 +21,22 @@ def run_schema(argv: Sequence[str]) -> int:
     except SystemExit as stop:
         return 0 if stop.code in {None, 0} else 2
     if arguments.markdown:
-        from trio_compute.model.describe import markdown
-
-        sys.stdout.write(markdown())
+        sys.stdout.write(_page(arguments.of))
         return 0
     schema = _openapi() if arguments.of == API else json_schema(DOCUMENTS[arguments.of])
     text = msgspec.json.format(msgspec.json.encode(schema)).decode()
     sys.stdout.write(text + "\n")
     return 0
+
+
+def _page(document: str) -> str:
+    if document == API:
+        from trio_compute.http.api_page import api_page
+
+        return api_page()
+    from trio_compute.model.describe import markdown
+
+    return markdown()
 
 
 def _openapi() -> dict[str, Any]:
@@ -44,5 +52,5 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--of", choices=[*DOCUMENTS, API], default="config", help="which document (default: config)")
-    parser.add_argument("--markdown", action="store_true", help="print docs/spec.md instead")
+    parser.add_argument("--markdown", action="store_true", help="print docs/spec.md instead, or docs/http-api.md")
     return parser

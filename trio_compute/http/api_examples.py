@@ -34,4 +34,16 @@ EXAMPLES: dict[str, Any] = {
     "TerminateResponse": {"lsn": "0/169AD58"},
     "ErrorResponse": {"error": "invalid compute status: init"},
     "HealthResponse": {"status": "unavailable", "reason": "compute is init"},
+    "ExtensionRequest": {"extension": "pg_session_jwt", "database": "neondb", "version": "0.3.1"},
+    "GrantsRequest": {"database": "neondb", "schema": "auth", "privileges": ["USAGE"], "role": "authenticated"},
+    "FailpointRequest": {"name": "compute-prewarm", "actions": "off"},
 }
+
+# For the lines of curl: bodies that are too long for one, queries, what follows a prefix.
+BODY_FILES = {"/configure": "config.json", "/promote": "promote.json"}
+QUERIES = {
+    ("GET", "/status"): "wait_for=running&timeout=60s",
+    ("GET", "/database_schema"): "database=neondb",
+    ("POST", "/terminate"): "mode=immediate",
+}
+PATHS = {"/extension_server/": "postgis"}

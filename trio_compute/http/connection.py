@@ -52,6 +52,11 @@ class _Http1(H11Protocol):
         """Take no offer of HTTP/2."""
 
     async def _create_stream(self, request: h11.Request) -> None:
+        if (refusal := _refusal(request)) is not None:
+            # Without a stream, what follows is not read as another request, and the connection ends.
+            await self._send_error_response(refusal)
+            await self.send(Closed())
+            return
         kept = [(name, value) for name, value in request.headers if name != b"upgrade"]
         if len(kept) < len(request.headers):
             request = h11.Request(
@@ -86,6 +91,19 @@ class _Http1(H11Protocol):
     def has_unread_body(self) -> bool:
         """Tell whether the client may still be sending what nobody is going to read."""
         return self.connection.their_state in {h11.SEND_BODY, h11.ERROR}
+
+
+def _refusal(request: h11.Request) -> int | None:
+    """Return the status of a request whose end others may see elsewhere than we do (RFC 9112 §6.1), or None.
+
+    Whoever stands before us and reads the other length would pass a second request through inside the first.
+    """
+    if not request.http_version.startswith(b"1."):
+        return 505
+    names = {name for name, _ in request.headers}
+    is_chunked = b"transfer-encoding" in names
+    is_ambiguous = is_chunked and (b"content-length" in names or request.http_version == b"1.0")
+    return 400 if is_ambiguous else None
 
 
 class Connection:

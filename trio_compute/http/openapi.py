@@ -64,21 +64,21 @@ _REFINED: Mapping[tuple[str, str], dict[str, Any]] = {
     },
 }
 
-_Served = dict[tuple[str, str], tuple[Operation, list[str]]]
+# By path and method, then by server.
+_Served = dict[tuple[str, str], dict[str, Operation]]
 
 
 @cache
 def openapi_document() -> dict[str, Any]:
     """Return the description of all operations, those of tests included."""
     served = _served()
-    schemas, definitions = _schemas(operation for operation, _ in served.values())
+    operations = [operation for operation, _ in placed_operations()]
+    schemas, definitions = _schemas(operations)
     paths: dict[str, dict[str, Any]] = {}
-    for operation, servers in served.values():
-        entry = {**_operation(operation, schemas, definitions), "tags": servers}
-        if servers != ["external"]:
-            entry["servers"] = [_SERVERS[name] for name in servers]
+    for operation, both in zip(operations, served.values(), strict=True):
+        entry = {**_operation(operation, schemas, definitions), **_placed(both)}
         paths.setdefault(openapi_path(operation), {})[operation.method.lower()] = entry
-    queries = {operation.query.__name__ for operation, _ in served.values() if operation.query is not None}
+    queries = {operation.query.__name__ for operation in operations if operation.query is not None}
     kept = {name: schema for name, schema in definitions.items() if name not in queries}
     return {
         "openapi": "3.1.0",
@@ -96,6 +96,11 @@ def openapi_document() -> dict[str, Any]:
             "schemas": dict(sorted(kept.items())),
         },
     }
+
+
+def placed_operations() -> list[tuple[Operation, list[str]]]:
+    """Return every operation with the servers that have it; where both do, the external one's."""
+    return [(next(iter(both.values())), [*both]) for both in _served().values()]
 
 
 @cache
@@ -157,8 +162,20 @@ def _served() -> _Served:
     served: _Served = {}
     for name, operations in (("external", EXTERNAL), ("internal", internal_operations(testing=True))):
         for operation in operations:
-            served.setdefault((operation.path, operation.method), (operation, []))[1].append(name)
+            served.setdefault((operation.path, operation.method), {})[name] = operation
     return served
+
+
+def _placed(both: Mapping[str, Operation]) -> dict[str, Any]:
+    """Return which servers have an operation, and whether they want a token for it."""
+    placed: dict[str, Any] = {"tags": [*both]}
+    if [*both] != ["external"]:
+        placed["servers"] = [_SERVERS[name] for name in both]
+    wants = {operation.needs_token for operation in both.values()}
+    if wants != {True}:
+        # Either the external server with a token, or the internal one without.
+        placed["security"] = [] if wants == {False} else [{"token": []}, {}]
+    return placed
 
 
 def _schemas(operations: Iterable[Operation]) -> tuple[dict[Any, Any], dict[str, Any]]:
@@ -209,8 +226,6 @@ def _operation(operation: Operation, schemas: Mapping[Any, Any], definitions: Ma
             str(code): _shared(reply) or _response(reply, schemas) for code, reply in replies_of(operation).items()
         },
     }
-    if not operation.needs_token:
-        described["security"] = []
     if operation.body is not None:
         described["requestBody"] = {
             "required": True,

@@ -19,6 +19,7 @@ from trio_compute.errors import PostgresError
 from trio_compute.http.exchange import Message, Receive, Send
 from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.status import Status
+from trio_compute.model.lfc import NotOffloaded, NotPrewarmed
 from trio_compute.model.responses import HealthResponse, MetricsResponse, StatusResponse, TerminateResponse
 from trio_compute.plan.catalog.failures import Failure
 from trio_compute.plan.preview import Preview
@@ -61,6 +62,16 @@ async def test_reads_are_typed(kind: Ask) -> None:
         assert "compute_ctl_up{" in await ask("metrics")
         assert await ask("spans") == []
         assert (await ask("openapi"))["openapi"] == "3.1.0"
+        assert (await ask("dbs_and_roles")).roles[0].name == "cloud_admin"
+        assert (await ask("insights")).pg_stat_statements == []
+        assert isinstance(await ask("lfc_prewarm_state"), NotPrewarmed)
+        assert isinstance(await ask("lfc_offload_state"), NotOffloaded)
+        assert await ask("check_writability") is True
+        assert await ask("database_schema", "postgres") == "-- a dump\n"
+        assert await ask("hadron_liveness_probe") == "ok"
+        assert (await ask("extensions", "x", database="postgres", version="1")).version == "1"
+        granted = await ask("grants", "r", database="postgres", schema="s", privileges=["USAGE"])
+        assert granted.privileges == ["USAGE"]
         assert await ask("refresh_configuration") is None
         assert msgspec.json.decode(await ask("request", "GET", "/status"))["revision"] == 3
 

@@ -235,7 +235,7 @@ class TestOtherProtocols:
         async with open_world() as world, connect(world.port) as client:
             await client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
             with trio.fail_after(5):
-                assert (await client.stream.receive_some(65536)).startswith(b"HTTP/1.1 4")
+                assert (await client.stream.receive_some(65536)).startswith(b"HTTP/1.1 505")
 
 
 async def pieces(client: RawClient):  # type: ignore[no-untyped-def]
