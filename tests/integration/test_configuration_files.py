@@ -195,7 +195,7 @@ async def test_a_renewed_pair_is_served_after_a_reconfiguration(rig: Rig, public
 
 
 async def test_a_pair_that_does_not_match_fails_the_start_after_the_bound(rig: Rig, public_tmp: Path) -> None:
-    """F-02, D-52: with a clear text, and with no half-written file; the bound leaves time for one look, on any machine."""
+    """F-02, D-52: with a clear text and no half-written file; the bound leaves time for one look, on any machine."""
     files = Files(public_tmp)
     files.write("P-256")
     files.key_path.write_bytes(key_text(make_key("RSA")))
