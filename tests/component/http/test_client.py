@@ -150,8 +150,8 @@ async def test_an_end_tells_the_lsn(kind: Ask) -> None:
 @pytest.mark.parametrize(("sessions", "failure", "code"), [(2, None, 409), (0, PostgresError("hung"), 503)])
 async def test_an_end_only_if_idle_says_why_not(kind: Ask, sessions: int, failure: Exception | None, code: int) -> None:
     async with open_world() as world:
-        world.host.active_sessions = sessions
-        world.host.failures["count_active_sessions"] = [failure]
+        world.host.watch.seen = {"busy_sessions": sessions}
+        world.host.watch.failure = failure
         with pytest.raises(ApiError) as raised:
             await asker(kind, world)("terminate", if_idle=True)
         assert raised.value.status == code

@@ -159,7 +159,7 @@ class TestTerminate:
 
     async def test_who_works_is_not_disturbed(self, say: Callable[..., Any]) -> None:
         async with open_world() as world:
-            world.host.active_sessions = 3
+            world.host.watch.seen = {"busy_sessions": 3}
             code, out, err = await say(world, "terminate", "--if-idle")
             assert (code, out) == (1, "")
             assert err == "trio-compute terminate: compute is not idle: 3 active sessions (HTTP 409)\n"
