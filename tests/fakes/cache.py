@@ -19,6 +19,7 @@ class FakeEndpointStorage:
         self.frames: dict[str, bytes] = {}
         self.slow: dict[str, float] = {}
         self.failures: dict[str, Exception] = {}
+        self.fail_next: Exception | None = None
         self.asked: list[StateLocation] = []
         self.stored_at: list[float] = []
         self.reached: dict[str, trio.Event] = {}
@@ -26,6 +27,9 @@ class FakeEndpointStorage:
     async def _step(self, name: str) -> None:
         self.reached.setdefault(name, trio.Event()).set()
         await trio.sleep(self.slow.get(name, 0.001))
+        if self.fail_next is not None:
+            failure, self.fail_next = self.fail_next, None
+            raise failure
         if name in self.failures:
             raise self.failures[name]
 
@@ -76,6 +80,7 @@ class FakeCache:
         self.saved: bytes | None = b"the state"
         self.loaded: list[bytes] = []
         self.failures: dict[str, Exception] = {}
+        self.fail_next: Exception | None = None
         self.slow: dict[str, float] = {}
         self.purposes: list[str] = []
         self.cancels = 0
@@ -88,6 +93,9 @@ class FakeCache:
 
     async def _step(self, name: str) -> None:
         await trio.sleep(self.slow.get(name, 0.001))
+        if self.fail_next is not None:
+            failure, self.fail_next = self.fail_next, None
+            raise failure
         if name in self.failures:
             raise self.failures[name]
 

@@ -24,6 +24,7 @@ class FakeReplica:
         self.calls: list[str] = []
         self.checked_at: list[float] = []
         self.failures: dict[str, list[Exception | None]] = {}
+        self.fail_next: Exception | None = None
         self.slow: dict[str, float] = {}
         self.reached: dict[str, trio.Event] = {}
 
@@ -34,6 +35,9 @@ class FakeReplica:
         self.calls.append(name)
         self.reached.setdefault(name, trio.Event()).set()
         await trio.sleep(self.slow.get(name, 0.0))
+        if self.fail_next is not None:
+            failure, self.fail_next = self.fail_next, None
+            raise failure
         script = self.failures.get(name)
         if script and (scripted := script.pop(0)) is not None:
             raise scripted

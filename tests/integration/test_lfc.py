@@ -271,6 +271,9 @@ async def test_the_extension_goes_down_and_up_between_all_versions(rig: Rig, sql
     """06 §13.3."""
     async with cache_of(rig, sql) as cache:
         version = "SELECT extversion FROM pg_extension WHERE extname = 'neon'"
+        with trio.fail_after(10):
+            while "neon extension is up to date" not in rig.log():
+                await trio.sleep(0.05)
         assert cache.sql(version) == [("1.6",)]
         for step in ("1.5", "1.0", "1.6", "1.1"):
             cache.sql(f"ALTER EXTENSION neon UPDATE TO '{step}'")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import httpx
 
 KEY = "lfc_state"
+_PIECE_BYTES = 256 * 1024
 
 
 class StateLocation(Struct, frozen=True):
@@ -44,7 +45,7 @@ def valid_endpoint_id(endpoint_id: str) -> bool:
 def locate_state(parsed: ParsedSpec, from_endpoint: str | None = None) -> StateLocation:
     """Return where the state of an endpoint is, this compute's own unless told otherwise; raise SpecError (08 §3)."""
     endpoint_id = from_endpoint or parsed.spec.endpoint_id
-    if endpoint_id is None:
+    if not endpoint_id:
         raise SpecError("pspec.endpoint_id missing, other endpoint_id not provided")
     if not parsed.endpoint_storage_addr:
         raise SpecError("pspec.endpoint_storage_addr missing")
@@ -126,7 +127,10 @@ class EndpointStorage:
 
         headers = {"authorization": f"Bearer {location.token}", **headers}
         try:
-            request = client.build_request(method, location.url, headers=headers, content=content)
+            request = client.build_request(method, location.url, headers=headers)
+            if content is not None:
+                request.stream = _stream_of(content)
+                request.headers["content-length"] = str(len(content))
             return await client.send(request, stream=True)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise RemoteError(what) from RemoteError(self._explain(error))
@@ -168,6 +172,27 @@ class _Body:
         if len(received) > self._max_bytes:
             raise RemoteError(what) from RemoteError(f"it is larger than {self._max_bytes} bytes")
         return bytes(received)
+
+
+def _stream_of(content: bytes) -> httpx.AsyncByteStream:
+    """Return a body that leaves nothing behind when its request fails, as the generators of httpx do."""
+    import httpx
+
+    class Pieces(httpx.AsyncByteStream):
+        def __init__(self) -> None:
+            self._at = 0
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return self
+
+        async def __anext__(self) -> bytes:
+            if self._at >= len(content):
+                raise StopAsyncIteration
+            piece = content[self._at : self._at + _PIECE_BYTES]
+            self._at += len(piece)
+            return piece
+
+    return Pieces()
 
 
 def _status(response: httpx.Response) -> str:
