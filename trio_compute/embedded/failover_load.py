@@ -18,7 +18,9 @@ CREATE = "CREATE TABLE public.failover_load (writer int, number int)"
 INSERT = "INSERT INTO public.failover_load VALUES (%s, %s)"
 SELECT = "SELECT writer, number FROM public.failover_load"
 CONNECT_SECONDS = 1.0
-RETRY_SECONDS = 0.002
+RETRY_SECONDS = 0.005
+READ_ONLY_RETRY_SECONDS = 0.005
+PATIENT_REFUSALS = 20
 
 
 class Commit(Struct, frozen=True):
@@ -70,8 +72,18 @@ class WriteLoad:
                 await trio.sleep(RETRY_SECONDS)
 
     async def _insert(self, session: TrioConnection[object], writer: int, number: int, server: int) -> int:
+        refusals = 0
         while not self._stopping:
-            await session.execute(INSERT, (writer, number))
+            try:
+                await session.execute(INSERT, (writer, number))
+            except psycopg.errors.ReadOnlySqlTransaction:
+                refusals += 1
+                if refusals > PATIENT_REFUSALS:
+                    raise
+                # It may be promoted any moment; a new connection would cost the server more than a new try.
+                await trio.sleep(READ_ONLY_RETRY_SECONDS)
+                continue
+            refusals = 0
             self.commits.append(Commit(writer, number, time.monotonic(), server))
             if server > 0:
                 self.moved.set()
