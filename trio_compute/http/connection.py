@@ -7,6 +7,7 @@ so that the reset takes the answer away from the client; and it speaks HTTP/2 an
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import h11
@@ -17,7 +18,7 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
-from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
+from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
@@ -115,9 +116,10 @@ class Connection:
         self._context = context
         self._stream = stream
         self._tasks = TaskGroup()
-        self._idling = TrioSingleTask()
         self._sending = trio.Lock()
         self._reading = trio.CancelScope()
+        self._awaiting_drain = trio.CancelScope()
+        self._is_idle = True
         self._is_discarding = False
         self._client_left = False
 
@@ -142,7 +144,8 @@ class Connection:
                 server=server,
                 send=self._obey,
             )
-            await self._idling.restart(self._tasks, self._end_when_idle)
+            self._tasks.spawn(self._end_when_drained)
+            self._mind_idle_time(is_idle=True)
             await self._read()
 
     async def _read(self) -> None:
@@ -157,7 +160,7 @@ class Connection:
                 if not data:
                     break
         self._client_left = True
-        await self._idling.stop()
+        self._awaiting_drain.cancel()
         await self._protocol.handle(Closed())
 
     async def _obey(self, event: Event) -> None:
@@ -167,10 +170,8 @@ class Connection:
                 await self._send_bytes(data)
             case Closed():
                 await self._end()
-            case Updated(idle=True) if not self._client_left:
-                await self._idling.restart(self._tasks, self._end_when_idle)
-            case Updated():
-                await self._idling.stop()
+            case Updated(idle=is_idle):
+                self._mind_idle_time(is_idle=is_idle)
 
     async def _send_bytes(self, data: bytes) -> None:
         """Send in pieces, each with a time limit; a cancelled or stalled send ends the connection."""
@@ -178,18 +179,22 @@ class Connection:
         try:
             async with self._sending:
                 for start in range(0, len(view), SEND_PIECE_BYTES):
-                    with trio.fail_after(self._config.send_piece_seconds):
+                    with trio.CancelScope(deadline=trio.current_time() + self._config.send_piece_seconds) as patience:
                         await self._stream.send_all(view[start : start + SEND_PIECE_BYTES])
+                    if patience.cancelled_caught:
+                        await self._give_up()
+                        break
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            await self._protocol.handle(Closed())
-        except trio.TooSlowError:
-            log.warning("client does not read its answer")
-            await trio.aclose_forcefully(self._stream)
             await self._protocol.handle(Closed())
         except trio.Cancelled:
             # Half an answer is out, so the connection is of no use to anybody.
             await trio.aclose_forcefully(self._stream)
             raise
+
+    async def _give_up(self) -> None:
+        log.warning("client does not read its answer")
+        await trio.aclose_forcefully(self._stream)
+        await self._protocol.handle(Closed())
 
     async def _end(self) -> None:
         if self._protocol.has_unread_body and not self._client_left:
@@ -207,8 +212,17 @@ class Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             await self._stream.aclose()
 
-    async def _end_when_idle(self) -> None:
-        with trio.move_on_after(self._config.keep_alive_timeout):
+    def _mind_idle_time(self, *, is_idle: bool) -> None:
+        """Between requests, end the reading after the keep-alive time; a deadline costs less than a task each time."""
+        self._is_idle = is_idle
+        if self._is_discarding:
+            return
+        self._reading.deadline = trio.current_time() + self._config.keep_alive_timeout if is_idle else math.inf
+        if is_idle and self._context.terminated.is_set():
+            self._reading.cancel()
+
+    async def _end_when_drained(self) -> None:
+        with self._awaiting_drain:
             await self._context.terminated.wait()
-        await self._protocol.handle(Closed())
-        await self._stream.aclose()
+            if self._is_idle:
+                self._reading.cancel()

@@ -62,6 +62,8 @@ def format_line(level: str, event: str, values: dict[str, object]) -> bytes:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, int | float):
+        return str(value)
     # Redacted before quoting too: escapes would hide a secret from the redactor.
     text = _on_one_line(redact(str(value)))
     return text if text and not any(c in text for c in ' "=\t') else json.dumps(text, ensure_ascii=False)

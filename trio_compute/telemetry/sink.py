@@ -8,7 +8,7 @@ from collections import deque
 from time import monotonic, sleep
 
 CAPACITY_BYTES = 8 * 1024 * 1024
-GATHER_SECONDS = 0.002
+GATHER_SECONDS = 0.005
 
 
 class Sink:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import trio
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from trio_compute.http.context import Context
 from trio_compute.http.operation import Answer, Request, ok
@@ -20,6 +22,7 @@ from trio_compute.telemetry.redaction import redact
 
 LONGEST_WAIT_SECONDS = 300.0
 _DURATION = re.compile(r"\A(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?)(?P<unit>ms|s|m|)\Z")
+_latest: WeakKeyDictionary[Compute, tuple[State, tuple[Any, ...], Answer]] = WeakKeyDictionary()
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0}
 
 
@@ -65,8 +68,15 @@ def _seconds(text: str) -> float:
 
 
 def status_answer(compute: Compute) -> Answer:
-    """Return the answer that describes a compute."""
-    return ok(status_response(compute))
+    """Return the answer that describes a compute; while nothing happens it is made once."""
+    if compute.spans.running is not None:
+        return ok(status_response(compute))
+    noticed = structs.astuple(compute.notices)
+    state, notices, answer = _latest.get(compute) or (None, (), None)
+    if answer is None or state is not compute.state or notices != noticed:
+        answer = ok(status_response(compute))
+        _latest[compute] = (compute.state, noticed, answer)
+    return answer
 
 
 def status_response(compute: Compute) -> StatusResponse:
