@@ -83,7 +83,8 @@ async def _run(runs: int) -> Report:
                     await _round(samples, connections, ours, {"bare ASGI": plain, "bare Quart": quart})
         samples.add("RSS after the load", memory_megabytes(compute.process.pid)["rss"])
         await compute.settle()
-        await _idle_clients(samples, ours)
+        for turn in ("first", "second"):
+            await _idle_clients(samples, ours, turn)
         await _monitor(samples, ours, connstr(stand.ports, "postgres"))
     return _report(samples)
 
@@ -135,11 +136,11 @@ async def _peer(kind: str) -> AsyncIterator[Served]:
             await process.wait()
 
 
-async def _idle_clients(samples: Samples, ours: Served) -> None:
+async def _idle_clients(samples: Samples, ours: Served, turn: str) -> None:
     """Let clients come, ask once, stay and go; look at memory and descriptors before, meanwhile and afterwards."""
-    rig.say(f"http: {IDLE_CLIENTS} idle clients for {IDLE_SECONDS:g} s")
-    samples.add("descriptors before idle clients", _descriptors(ours.pid))
-    samples.add("RSS before idle clients", memory_megabytes(ours.pid)["rss"])
+    rig.say(f"http: {IDLE_CLIENTS} idle clients for {IDLE_SECONDS:g} s, {turn} time")
+    samples.add(f"descriptors before idle clients, {turn}", _descriptors(ours.pid))
+    samples.add(f"RSS before idle clients, {turn}", memory_megabytes(ours.pid)["rss"])
     request = f"GET /status HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {ours.token}\r\n\r\n".encode()
     streams: list[trio.SocketStream] = []
     try:
@@ -148,15 +149,15 @@ async def _idle_clients(samples: Samples, ours: Served) -> None:
             streams.append(stream)
             await stream.send_all(request)
             await stream.receive_some(65536)
-        samples.add("descriptors with idle clients", _descriptors(ours.pid))
-        samples.add("RSS with idle clients", memory_megabytes(ours.pid)["rss"])
+        samples.add(f"descriptors with idle clients, {turn}", _descriptors(ours.pid))
+        samples.add(f"RSS with idle clients, {turn}", memory_megabytes(ours.pid)["rss"])
         await trio.sleep(IDLE_SECONDS)
     finally:
         for stream in streams:
             await trio.aclose_forcefully(stream)
     await trio.sleep(1)
-    samples.add("descriptors after idle clients", _descriptors(ours.pid))
-    samples.add("RSS after idle clients", memory_megabytes(ours.pid)["rss"])
+    samples.add(f"descriptors after idle clients, {turn}", _descriptors(ours.pid))
+    samples.add(f"RSS after idle clients, {turn}", memory_megabytes(ours.pid)["rss"])
 
 
 def _descriptors(pid: int) -> int:
@@ -191,14 +192,18 @@ def _report(samples: Samples) -> Report:
         for unit, label in units.items()
         for peer in ("bare ASGI", "bare Quart")
     ]
-    plain = {name: "MB" if "RSS" in name else "ms" if "CPU" in name else "" for name in samples.ours if "," not in name}
+    plain = {
+        name: "MB" if "RSS" in name else "ms" if "CPU" in name else ""
+        for name in samples.ours
+        if not name.startswith("/")
+    }
     results += [samples.result(name, unit) for name, unit in plain.items()]
     aims = [
         verdict(f"/status at {n}: time per request ≤ bare ASGI", 1 / _ratio(results, n), 1.0, "×") for n in CONNECTIONS
     ]
     after, before = (
-        samples.ours["descriptors after idle clients"][0],
-        samples.ours["descriptors before idle clients"][0],
+        samples.ours["descriptors after idle clients, second"][0],
+        samples.ours["descriptors before idle clients, second"][0],
     )
     aims.append(verdict("descriptors after idle clients ≤ before", after, before, ""))
     return Report(
