@@ -32,10 +32,12 @@ from trio_compute.services.life import Life
 from trio_compute.services.prepare import prepare, sync_with_retries
 from trio_compute.services.signals import relay_signals
 from trio_compute.services.supervise import best_effort, critical, run_unless
+from trio_compute.services.trace_export import TraceExport
 from trio_compute.settings import Settings
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import learn_spec, redact
-from trio_compute.telemetry.spans import Recorder
+from trio_compute.telemetry.spans import Recorder, Span
+from trio_compute.telemetry.trace_context import parse_trace_context
 
 log = get_logger("run")
 
@@ -64,18 +66,23 @@ async def run(settings: Settings, host: Host, make_servers: MakeServers, *, span
     """Run one compute from empty to terminated; return the exit code. Raise ComputeError if it cannot even begin."""
     life = Life(settings, host, spans or Recorder())
     compute = life.compute
+    export = None if settings.otel_disabled else TraceExport(compute, host.send_traces)
     failure: ComputeError | None = None
     code = 1
     async with trio.open_nursery() as root:
         await root.start(relay_signals, compute)
         if os.getpid() == 1:
             root.start_soon(critical, compute, "reaper", reap_orphans)
+        if export is not None:
+            root.start_soon(best_effort, "trace export", export.serve)
         try:
             config = await run_unless(compute.wait_ending, host.obtain_config)
             # A signal that comes before the configuration leaves nothing to stop.
             code = 0 if config is None else await _run_configured(life, config, make_servers)
         except ComputeError as error:
             failure = error
+        if export is not None and compute.urgency.value < Urgency.PRESSED:
+            await run_unless(compute.wait_pressed, export.finish)
         root.cancel_scope.cancel()
     if failure is not None:
         raise failure
@@ -153,17 +160,18 @@ async def live(life: Life, first: Job | None) -> None:
         log.warning("spec", about=warning)
     async with AsyncExitStack() as postgres:
         async with _starting(compute, job):
-            await prepare(life, job.spec)
-            with compute.spans.measure("start_postgres"):
-                postmaster = await postgres.enter_async_context(host.open_postmaster(job.spec, compute.urgency))
-                life.postmaster = postmaster
-                postgres.callback(life.begin_end)
-                in_time = partial(_init_timeout, compute.settings, trio.current_time())
+            with _traced_start(compute, job):
+                await prepare(life, job.spec)
+                with compute.spans.measure("start_postgres"):
+                    postmaster = await postgres.enter_async_context(host.open_postmaster(job.spec, compute.urgency))
+                    life.postmaster = postmaster
+                    postgres.callback(life.begin_end)
+                    in_time = partial(_init_timeout, compute.settings, trio.current_time())
+                    with in_time(), compute.spans.trace("wait_for_postgres", pgdata=str(compute.settings.pgdata)):
+                        await host.wait_ready(postmaster)
+                configurator = Configurator(compute, host, postmaster, life.queue, life.promotions)
                 with in_time():
-                    await host.wait_ready(postmaster)
-            configurator = Configurator(compute, host, postmaster, life.queue, life.promotions)
-            with in_time():
-                await configurator.configure_as_primary(job.spec)
+                    await configurator.configure_as_primary(job.spec)
         compute.spans.add("total_startup", start_seconds=began)
         compute.apply(ev.Started())
         job.settle(Succeeded())
@@ -194,6 +202,16 @@ async def _starting(compute: Compute, job: Job) -> AsyncIterator[None]:
         job.settle(Rejected(text))
         compute.end(Ending.START_FAILED, Urgency.START_FAILED)
     await trio.lowlevel.checkpoint_if_cancelled()
+
+
+@contextmanager
+def _traced_start(compute: Compute, job: Job) -> Iterator[Span]:
+    """Trace the start as part of the request that brought the spec, else of what the environment names (I-31)."""
+    settings, above = compute.settings, job.place
+    if above is None and settings.traceparent is not None:
+        above = parse_trace_context([settings.traceparent], [settings.tracestate or ""])
+    with compute.spans.trace("start_compute", above=above) as span:
+        yield span
 
 
 @contextmanager
