@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Protocol
@@ -214,6 +214,12 @@ def _traced_start(compute: Compute, job: Job) -> Iterator[Span]:
         yield span
 
 
+async def _traced_loop(compute: Compute, name: str, serve: Callable[[], Awaitable[object]]) -> None:
+    """Trace how long a loop ran; what it does is no part of that, or one trace would grow for ever."""
+    with compute.spans.trace(name, encloses=False):
+        await serve()
+
+
 @contextmanager
 def _init_timeout(settings: Settings, launched_at: float) -> Iterator[None]:
     """Raise PostgresError if a lakebase compute does not run some time after Postgres was launched (T25, D-51)."""
@@ -229,8 +235,11 @@ async def _serve_until_exit(life: Life, postmaster: Postmaster, configurator: Co
     compute.postgres_running = True
     try:
         async with trio.open_nursery() as services:
-            services.start_soon(critical, compute, "configurator", configurator.serve)
-            services.start_soon(critical, compute, "activity", ActivityMonitor(compute, life.host.open_watch).serve)
+            configuring = partial(_traced_loop, compute, "configurator_main_loop", configurator.serve)
+            services.start_soon(critical, compute, "configurator", configuring)
+            monitor = ActivityMonitor(compute, life.host.open_watch)
+            watching = partial(_traced_loop, compute, "compute_monitor", monitor.serve)
+            services.start_soon(critical, compute, "activity", watching)
             statistics = ExtensionStatistics(compute, life.host.collect_installed_extensions)
             services.start_soon(best_effort, "extension statistics", statistics.serve)
             services.start_soon(best_effort, "local file cache", life.lfc.serve)

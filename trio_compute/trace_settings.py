@@ -14,10 +14,11 @@ SERVICE_NAME = "compute_ctl"
 TIMEOUT_SECONDS = 10.0
 
 _PREFIX = "OTEL_EXPORTER_OTLP_"
-_MILLISECONDS = re.compile(r"\A[0-9]{1,9}\Z")
-_HEADER_NAME = re.compile(r"\A[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
-_HEADER_VALUE = re.compile(r"\A[\x20-\x7e]*\Z")
-_TELLS_A_SECRET = re.compile(r"(?i)auth|token|key|secret|password|cookie|credential")
+# Compiled when first needed: no start waits for it.
+_MILLISECONDS = r"\A[0-9]{1,9}\Z"
+_HEADER_NAME = r"\A[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z"
+_HEADER_VALUE = r"\A[\x20-\x7e]*\Z"
+_NAMES_OF_SECRETS = r"(?i)auth|token|key|secret|password|cookie|credential"
 _UNSUPPORTED = ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
 
 
@@ -36,7 +37,7 @@ class TraceSettings(Struct, frozen=True, kw_only=True):
 
     def secrets(self) -> tuple[str, ...]:
         """Return what must never be printed: values of headers that carry credentials, the password of the URL."""
-        values = [value for name, value in self.headers if _TELLS_A_SECRET.search(name)]
+        values = [value for name, value in self.headers if re.search(_NAMES_OF_SECRETS, name)]
         words = [value.rpartition(" ")[2] for value in values]
         password = urlsplit(self.url).password or ""
         return (*values, *words, password, unquote(password))
@@ -89,7 +90,7 @@ def _headers(environ: Mapping[str, str], warnings: list[str]) -> tuple[tuple[str
         for part in filter(None, map(str.strip, text.split(","))):
             key, equals, value = part.partition("=")
             header = (key.strip().lower(), unquote(value.strip()).strip())
-            usable &= bool(equals and _HEADER_NAME.match(header[0]) and _HEADER_VALUE.match(header[1]))
+            usable &= bool(equals and re.match(_HEADER_NAME, header[0]) and re.match(_HEADER_VALUE, header[1]))
             headers.append(header)
         if usable:
             return tuple(headers)
@@ -99,7 +100,7 @@ def _headers(environ: Mapping[str, str], warnings: list[str]) -> tuple[tuple[str
 
 def _timeout(environ: Mapping[str, str], warnings: list[str]) -> float:
     for name, text in _set(environ, "TIMEOUT"):
-        if _MILLISECONDS.match(text) and int(text) > 0:
+        if re.match(_MILLISECONDS, text) and int(text) > 0:
             return int(text) / 1000
         warnings.append(f"{name} is not a positive number of milliseconds")
     return TIMEOUT_SECONDS

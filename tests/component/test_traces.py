@@ -100,6 +100,9 @@ START = {
     "configure_as_primary": "start_compute",
     "apply_config": "configure_as_primary",
     "apply_spec_sql": "apply_config",
+    "configurator_main_loop": "",
+    "compute_monitor": "",
+    "post_apply_config": "",
     "handle_migrations": "post_apply_config",
     "handle_neon_extension_upgrade": "post_apply_config",
 }
@@ -124,7 +127,8 @@ async def test_a_start_arrives_as_one_trace_with_the_contracts_names() -> None:
     start = spans["start_compute"]
     assert (start.trace_id.hex(), start.parent_span_id.hex(), start.trace_state) == (TRACE, SPAN, "vendor=1")
     assert spans["apply_spec_sql"].trace_id == start.trace_id
-    assert (found["post_apply_config"], spans["post_apply_config"].trace_id != start.trace_id) == ("", True)
+    assert spans["post_apply_config"].trace_id != start.trace_id
+    assert {span.status.code for span in spans.values()} == {0}, "what ends with the compute has not failed"
     assert "total_startup" not in spans
     for span in spans.values():
         assert began <= span.start_time_unix_nano <= span.end_time_unix_nano <= time.time_ns()
@@ -152,11 +156,14 @@ async def test_a_start_without_a_parent_begins_a_trace_and_a_failed_one_is_an_er
 class Served:
     """A pooled compute with its real servers."""
 
-    def __init__(self, collector: Collector, life: Life, port: int) -> None:
-        self.collector, self.life, self._port = collector, life, port
+    def __init__(self, collector: Collector, life: Life, port: int, internal_port: int) -> None:
+        self.collector, self.life, self._port, self._internal_port = collector, life, port, internal_port
 
     def client(self) -> httpx.AsyncClient:
         return http_client(self._port, bearer())
+
+    def internal_client(self) -> httpx.AsyncClient:
+        return http_client(self._internal_port)
 
 
 @asynccontextmanager
@@ -180,7 +187,7 @@ async def open_served(collector: Collector, **settings_changes: Any) -> AsyncIte
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, settings, host, make)
         await served.wait()
-        yield Served(collector, lives[0], sockets.external_port)
+        yield Served(collector, lives[0], sockets.external_port, sockets.internal_port)
         await terminate(lives[0].compute, immediate=True)
     sockets.close()
 
@@ -214,6 +221,14 @@ async def test_the_configure_that_brings_the_first_spec_is_the_parent_of_the_sta
     assert [span.name for span in collector.spans if span.trace_id.hex() == "a" * 32] == []
     line = [line for line in log_lines.texts if "uri=/configure" in line][-1]
     assert "trace_id" not in line, "only who brings a trace sees it in the log"
+
+
+async def test_the_internal_server_goes_on_with_a_trace_too() -> None:
+    async with open_collector() as collector, open_served(collector) as served, served.internal_client() as client:
+        # An empty compute has nothing to refresh.
+        assert (await client.post("/refresh_configuration", headers={"traceparent": PARENT})).status_code == 500
+    span = collector.by_name()["POST /refresh_configuration"]
+    assert (span.trace_id.hex(), span.parent_span_id.hex(), span.status.code) == (TRACE, SPAN, 2)
 
 
 async def test_requests_are_named_by_our_routes_and_bad_parents_ignored() -> None:
@@ -460,6 +475,20 @@ async def test_a_collector_that_is_silent_or_absent_may_be_back_later() -> None:
             await send_traces(b"", TraceSettings(url=collector.url, timeout_seconds=0.1))
     with pytest.raises(CollectorAway):
         await send_traces(b"", NOBODY)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".example", "1.2.3.4.5.6%zz"])
+async def test_an_address_that_cannot_be_used_is_an_error_like_any_other(host: str) -> None:
+    with pytest.raises(RemoteError):
+        await send_traces(b"", TraceSettings(url=f"http://{host}:1/v1/traces", timeout_seconds=2))
+
+
+async def test_a_static_compute_traces_its_lease(autojump_clock: Any) -> None:
+    stage = Stage(mode={"Static": "0/169AD58"})
+    await stage.play(until_running)
+    spans = {span.name: span for payload in stage.host.traces for span in spans_in(payload)}
+    attributes = {a.key: a.value.string_value for a in spans["lsn_lease_bg_task"].attributes}
+    assert attributes == {"tenant_id": specs.TENANT, "timeline_id": specs.TIMELINE, "lsn": "0/169AD58"}
 
 
 @pytest.mark.parametrize("disabled", [False, True])

@@ -113,8 +113,7 @@ class Front:
         caller: TraceContext | None,
     ) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        attributes = {"http.request.method": method}
-        with self._context.compute.spans.trace("HTTP", above=caller, **attributes) as span:
+        with self._context.compute.spans.trace("HTTP", above=caller) as span:
             try:
                 await self._answer_exchanged(scope, headers, reply, receive)
             finally:
@@ -122,7 +121,7 @@ class Front:
                 route = {} if reply.operation is None else {"http.route": reply.operation.path}
                 status = {} if reply.status is None else {"http.response.status_code": reply.status}
                 span.name = f"{method} {route['http.route']}" if route else "HTTP"
-                span.attributes = {**attributes, **route, **status}
+                span.attributes = {"http.request.method": method, **route, **status}
                 span.failed = reply.status is not None and reply.status >= 500
 
     async def _answer_exchanged(

@@ -38,8 +38,8 @@ async def send_traces(payload: bytes, settings: TraceSettings) -> None:
                     await response.aclose()
     except trio.TooSlowError:
         raise CollectorAway(f"no answer within {settings.timeout_seconds:g} s") from None
-    except httpx.InvalidURL as error:
-        raise RemoteError(brief(error)) from None
+    except (httpx.InvalidURL, UnicodeError) as error:  # the latter from a host name that cannot be looked up
+        raise RemoteError(f"the address of the collector is not usable: {brief(error)}") from None
     except httpx.HTTPError as error:
         raise CollectorAway(brief(error) or type(error).__name__) from None
     if response.status_code in _COME_BACK:

@@ -105,28 +105,35 @@ class Recorder:
         self.spans.append(span)
         self._running.append(span)
         self._tell(span)
+        token = _place.set(place)
         try:
-            with placed(place):
-                yield span
+            yield span
         except BaseException:
             span.failed = True
             raise
         finally:
+            _place.reset(token)
             self._running = [other for other in self._running if other is not span]
             self._finish(span, place)
 
     @contextmanager
-    def trace(self, name: str, *, above: Place | TraceContext | None = None, **attributes: Any) -> Iterator[Span]:
-        """Measure the body for traces alone; its parent is `above`, else whatever the task is in."""
+    def trace(
+        self, name: str, *, above: Place | TraceContext | None = None, encloses: bool = True, **attributes: Any
+    ) -> Iterator[Span]:
+        """Measure the body for traces alone; its parent is `above`, else whatever the task is in.
+
+        With `encloses=False` the spans of the body are no part of it. A body that is cancelled has not failed.
+        """
         span = Span(name=name, start_seconds=self.now(), attributes=attributes)
         if self._tracer is None:
             yield span
             return
-        place = Place(above or _place.get(), None)
+        present = _place.get()
+        place = Place(above or present, None)
         try:
-            with placed(place):
+            with placed(place if encloses else present):
                 yield span
-        except BaseException:
+        except Exception:
             span.failed = True
             raise
         finally:

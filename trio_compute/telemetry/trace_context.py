@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-_TRACEPARENT = re.compile(
-    r"\A(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z"
-)
+# Compiled when first needed: no start waits for it.
+_TRACEPARENT = r"\A(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z"
 _KEY = r"[a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13}"
-_MEMBER = re.compile(rf"\A({_KEY})=([\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\x2d-\x3c\x3e-\x7e])\Z")
+_MEMBER = rf"\A({_KEY})=([\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\x2d-\x3c\x3e-\x7e])\Z"
 _MOST_MEMBERS = 32
 _LONGEST_STATE = 512
 _LONGEST_PARENT = 512
@@ -35,7 +34,7 @@ def parse_trace_context(parents: Sequence[str], states: Sequence[str] = ()) -> T
     """
     if len(parents) != 1 or len(parents[0]) > _LONGEST_PARENT:
         return None
-    match = _TRACEPARENT.match(parents[0])
+    match = re.match(_TRACEPARENT, parents[0])
     if match is None or (match[1] == "00" and match[5] is not None):
         return None
     return TraceContext(
@@ -50,7 +49,7 @@ def _valid_state(text: str) -> str:
     if len(text) > _LONGEST_STATE:
         return ""
     members = [member for part in text.split(",") if (member := part.strip(" \t"))]
-    matches = [_MEMBER.match(member) for member in members]
+    matches = [re.match(_MEMBER, member) for member in members]
     keys = {match[1] for match in matches if match is not None}
     # An invalid member is in nobody's set of keys, a repeated one only once.
     return ",".join(members) if len(keys) == len(members) <= _MOST_MEMBERS else ""
