@@ -81,6 +81,9 @@ def _prepare_process(settings: Settings) -> None:
     telemetry.set_level(settings.log_filter)
     telemetry.adopt_library_logs()
     log.info("starting", version=__version__, build_tag=settings.build_tag, compute_id=settings.compute_id)
+    if not settings.otel_disabled:
+        for warning in settings.traces.warnings:
+            log.warning("setting", about=warning)
 
 
 def _run_bound(settings: Settings) -> int:

@@ -40,6 +40,7 @@ from trio_compute.storage.control_plane import obtain_config
 from trio_compute.storage.endpoint_storage import EndpointStorage
 from trio_compute.storage.pageserver import Received, fetch_basebackup
 from trio_compute.storage.safekeepers import check_safekeepers_synced, sync_safekeepers
+from trio_compute.storage.trace_collector import send_traces
 from trio_compute.telemetry.redaction import redact
 from trio_compute.telemetry.spans import Recorder
 
@@ -88,6 +89,10 @@ class Host(RuntimeSql, PostgresTools):
     async def obtain_config(self) -> ComputeConfig:
         """Return the configuration (contract 01 §1.4, §8)."""
         return await obtain_config(self.settings)
+
+    async def send_traces(self, payload: bytes) -> None:
+        """Hand encoded spans to the collector; raise RemoteError (contract 10 §8)."""
+        await send_traces(payload, self.settings.traces)
 
     async def recreate_pgdata(self) -> None:
         """Make PGDATA an empty directory."""

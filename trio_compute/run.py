@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Protocol
@@ -32,10 +32,12 @@ from trio_compute.services.life import Life
 from trio_compute.services.prepare import prepare, sync_with_retries
 from trio_compute.services.signals import relay_signals
 from trio_compute.services.supervise import best_effort, critical, run_unless
+from trio_compute.services.trace_export import TraceExport
 from trio_compute.settings import Settings
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import learn_spec, redact
-from trio_compute.telemetry.spans import Recorder
+from trio_compute.telemetry.spans import Recorder, Span
+from trio_compute.telemetry.trace_context import parse_trace_context
 
 log = get_logger("run")
 
@@ -64,18 +66,23 @@ async def run(settings: Settings, host: Host, make_servers: MakeServers, *, span
     """Run one compute from empty to terminated; return the exit code. Raise ComputeError if it cannot even begin."""
     life = Life(settings, host, spans or Recorder())
     compute = life.compute
+    export = None if settings.otel_disabled else TraceExport(compute, host.send_traces)
     failure: ComputeError | None = None
     code = 1
     async with trio.open_nursery() as root:
         await root.start(relay_signals, compute)
         if os.getpid() == 1:
             root.start_soon(critical, compute, "reaper", reap_orphans)
+        if export is not None:
+            root.start_soon(best_effort, "trace export", export.serve)
         try:
             config = await run_unless(compute.wait_ending, host.obtain_config)
             # A signal that comes before the configuration leaves nothing to stop.
             code = 0 if config is None else await _run_configured(life, config, make_servers)
         except ComputeError as error:
             failure = error
+        if export is not None and compute.urgency.value < Urgency.PRESSED:
+            await run_unless(compute.wait_pressed, export.finish)
         root.cancel_scope.cancel()
     if failure is not None:
         raise failure
@@ -153,17 +160,18 @@ async def live(life: Life, first: Job | None) -> None:
         log.warning("spec", about=warning)
     async with AsyncExitStack() as postgres:
         async with _starting(compute, job):
-            await prepare(life, job.spec)
-            with compute.spans.measure("start_postgres"):
-                postmaster = await postgres.enter_async_context(host.open_postmaster(job.spec, compute.urgency))
-                life.postmaster = postmaster
-                postgres.callback(life.begin_end)
-                in_time = partial(_init_timeout, compute.settings, trio.current_time())
+            with _traced_start(compute, job):
+                await prepare(life, job.spec)
+                with compute.spans.measure("start_postgres"):
+                    postmaster = await postgres.enter_async_context(host.open_postmaster(job.spec, compute.urgency))
+                    life.postmaster = postmaster
+                    postgres.callback(life.begin_end)
+                    in_time = partial(_init_timeout, compute.settings, trio.current_time())
+                    with in_time(), compute.spans.trace("wait_for_postgres", pgdata=str(compute.settings.pgdata)):
+                        await host.wait_ready(postmaster)
+                configurator = Configurator(compute, host, postmaster, life.queue, life.promotions)
                 with in_time():
-                    await host.wait_ready(postmaster)
-            configurator = Configurator(compute, host, postmaster, life.queue, life.promotions)
-            with in_time():
-                await configurator.configure_as_primary(job.spec)
+                    await configurator.configure_as_primary(job.spec)
         compute.spans.add("total_startup", start_seconds=began)
         compute.apply(ev.Started())
         job.settle(Succeeded())
@@ -197,6 +205,22 @@ async def _starting(compute: Compute, job: Job) -> AsyncIterator[None]:
 
 
 @contextmanager
+def _traced_start(compute: Compute, job: Job) -> Iterator[Span]:
+    """Trace the start as part of the request that brought the spec, else of what the environment names (I-31)."""
+    settings, above = compute.settings, job.place
+    if above is None and settings.traceparent is not None:
+        above = parse_trace_context([settings.traceparent], [settings.tracestate or ""])
+    with compute.spans.trace("start_compute", above=above) as span:
+        yield span
+
+
+async def _traced_loop(compute: Compute, name: str, serve: Callable[[], Awaitable[object]]) -> None:
+    """Trace how long a loop ran; what it does is no part of that, or one trace would grow for ever."""
+    with compute.spans.trace(name, encloses=False):
+        await serve()
+
+
+@contextmanager
 def _init_timeout(settings: Settings, launched_at: float) -> Iterator[None]:
     """Raise PostgresError if a lakebase compute does not run some time after Postgres was launched (T25, D-51)."""
     limit = settings.pg_init_timeout if settings.lakebase_mode else math.inf
@@ -211,8 +235,11 @@ async def _serve_until_exit(life: Life, postmaster: Postmaster, configurator: Co
     compute.postgres_running = True
     try:
         async with trio.open_nursery() as services:
-            services.start_soon(critical, compute, "configurator", configurator.serve)
-            services.start_soon(critical, compute, "activity", ActivityMonitor(compute, life.host.open_watch).serve)
+            configuring = partial(_traced_loop, compute, "configurator_main_loop", configurator.serve)
+            services.start_soon(critical, compute, "configurator", configuring)
+            monitor = ActivityMonitor(compute, life.host.open_watch)
+            watching = partial(_traced_loop, compute, "compute_monitor", monitor.serve)
+            services.start_soon(critical, compute, "activity", watching)
             statistics = ExtensionStatistics(compute, life.host.collect_installed_extensions)
             services.start_soon(best_effort, "extension statistics", statistics.serve)
             services.start_soon(best_effort, "local file cache", life.lfc.serve)

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from msgspec import Struct
 
 from trio_compute.errors import UsageError
+from trio_compute.trace_settings import TraceSettings, trace_settings
 
 DEFAULT_EXTERNAL_PORT = 3080
 DEFAULT_INTERNAL_PORT = 3081
@@ -74,6 +75,7 @@ class Deadlines(Struct, frozen=True, kw_only=True):
     extension_total: float = 55.0
     endpoint_storage_connect: float = 5.0
     endpoint_storage_idle: float = 30.0
+    trace_flush: float = 2.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -111,6 +113,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     otel_disabled: bool = False
     traceparent: str | None = None
     tracestate: str | None = None
+    traces: TraceSettings = TraceSettings()
     instance_id: str | None = None
     control_plane_token: str | None = None
     autoscaling: bool = False
@@ -135,7 +138,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def secrets(self) -> tuple[str, ...]:
         """Return the values that must never be printed."""
-        return tuple(s for s in (self.control_plane_token, self.pgbouncer_password, *_passwords(self.connstr)) if s)
+        known = (self.control_plane_token, self.pgbouncer_password, *_passwords(self.connstr), *self.traces.secrets())
+        return tuple(secret for secret in known if secret)
 
 
 def _passwords(url: str) -> tuple[str, ...]:
@@ -290,6 +294,7 @@ def settings_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting
         otel_disabled=environ.get("OTEL_SDK_DISABLED") == "true",
         traceparent=environ.get("TRACEPARENT"),
         tracestate=environ.get("TRACESTATE"),
+        traces=trace_settings(environ),
         instance_id=environ.get("INSTANCE_ID"),
         control_plane_token=environ.get("NEON_CONTROL_PLANE_TOKEN"),
         autoscaling="AUTOSCALING" in environ,

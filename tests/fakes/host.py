@@ -146,6 +146,7 @@ class FakeHost(Host):
         self.endpoint_storage: Any = FakeEndpointStorage()
         self.cache = FakeCache()
         self.replica = FakeReplica()
+        self.traces: list[bytes] = []
 
     async def _port(self, name: str) -> None:
         self.calls.append(name)
@@ -166,6 +167,9 @@ class FakeHost(Host):
     async def obtain_config(self) -> ComputeConfig:
         await self._port("obtain_config")
         return self.config
+
+    async def send_traces(self, payload: bytes) -> None:
+        self.traces.append(payload)
 
     async def recreate_pgdata(self) -> None:
         await self._port("recreate_pgdata")

@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 # A room may import from its own floor and those below: model ← lifecycle, plan ← adapters ← services ← http, run.
 FLOORS = (
-    {"errors", "settings", "model", "telemetry"},
+    {"errors", "settings", "trace_settings", "model", "telemetry"},
     {"lifecycle", "plan"},
     {"db", "postgres", "storage", "host", "vm_monitor"},
     {"ports"},
@@ -30,7 +30,8 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What the floors alone would allow.
 NARROWER = {
     "errors": set[str](),
-    "settings": {"errors"},
+    "settings": {"errors", "trace_settings"},
+    "trace_settings": set[str](),
     "model": {"errors", "model"},
     "telemetry": {"errors", "model", "telemetry"},
     "plan": {"errors", "model", "plan", "settings"},

@@ -17,6 +17,7 @@ HEAD = """\
 - HEAD works wherever GET does. An unknown path is 404, another method 405 with `allow`; both have an empty body.
 - Every answer carries `x-request-id`: the one of the request if it is ASCII of at most 128 characters, else a new
   UUID.
+- `traceparent` and `tracestate` (W3C) let a request go on with its caller's trace; invalid ones are ignored.
 - An error is `{"error": "<text>"}`; where objects of the catalog are at fault, `failures` names them. No text holds a
   token or a password. A defect of the compute is `{"error": "internal error"}` with 500; its text is in the log
   alone.

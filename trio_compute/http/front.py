@@ -23,8 +23,10 @@ from trio_compute.http.problems import Problem, body_too_large, problem_of
 from trio_compute.http.queries import parse_query
 from trio_compute.services.supervise import run_unless
 from trio_compute.telemetry.logging import bound_ids, get_logger
+from trio_compute.telemetry.trace_context import TraceContext, parse_trace_context
 
 MAX_REQUEST_ID_CHARACTERS = 128
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"})
 
 log = get_logger("http")
 
@@ -57,6 +59,7 @@ class _Reply:
         self._send = send
         self.request_id = request_id
         self.status: int | None = None
+        self.operation: Operation | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -88,30 +91,57 @@ class Front:
             raise RuntimeError(f"no support for ASGI {scope['type']}")
         headers = {name.lower(): value for name, value in scope["headers"]}
         reply = _Reply(send, _request_id(headers.get(b"x-request-id")))
+        caller = _caller_of(scope) if self._context.compute.spans.is_traced else None
+        trace_ids = {} if caller is None else {"trace_id": caller.trace_id.hex()}
         started = time.monotonic()
-        token = bound_ids.set({"request_id": reply.request_id})
+        token = bound_ids.set({"request_id": reply.request_id, **trace_ids})
         try:
-            if has_body(scope):
-                await exchange(
-                    lambda _scope, read, write: self._answer_whatever_happens(scope, headers, reply, read, write),
-                    scope,
-                    receive,
-                    reply.send,
-                )
-            else:
-                await self._answer_whatever_happens(scope, headers, reply, receive, reply.send)
+            await self._answer_traced(scope, headers, reply, receive, caller)
         finally:
             milliseconds = round((time.monotonic() - started) * 1000, 1)
             # Test suites of control planes look for the text up to the path.
             request = f"request{{method={scope['method']} uri={_uri(scope)} request_id={reply.request_id}}}"
             bound_ids.reset(token)
-            log.info(request, code=reply.status or "none", latency_ms=milliseconds)
+            log.info(request, code=reply.status or "none", latency_ms=milliseconds, **trace_ids)
+
+    async def _answer_traced(
+        self,
+        scope: Message,
+        headers: Mapping[bytes, bytes],
+        reply: _Reply,
+        receive: Receive,
+        caller: TraceContext | None,
+    ) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        with self._context.compute.spans.trace("HTTP", above=caller) as span:
+            try:
+                await self._answer_exchanged(scope, headers, reply, receive)
+            finally:
+                # Of the path only what our own table says: what a client writes there is anybody's text.
+                route = {} if reply.operation is None else {"http.route": reply.operation.path}
+                status = {} if reply.status is None else {"http.response.status_code": reply.status}
+                span.name = f"{method} {route['http.route']}" if route else "HTTP"
+                span.attributes = {"http.request.method": method, **route, **status}
+                span.failed = reply.status is not None and reply.status >= 500
+
+    async def _answer_exchanged(
+        self, scope: Message, headers: Mapping[bytes, bytes], reply: _Reply, receive: Receive
+    ) -> None:
+        if has_body(scope):
+            await exchange(
+                lambda _scope, read, write: self._answer_whatever_happens(scope, headers, reply, read, write),
+                scope,
+                receive,
+                reply.send,
+            )
+        else:
+            await self._answer_whatever_happens(scope, headers, reply, receive, reply.send)
 
     async def _answer_whatever_happens(
         self, scope: Message, headers: Mapping[bytes, bytes], reply: _Reply, receive: Receive, send: Send
     ) -> None:
         try:
-            await self._answer(scope, headers, receive, send)
+            await self._answer(scope, headers, reply, receive, send)
         except Exception as error:  # noqa: BLE001  (a defect must not drop the connection without an answer)
             problem = problem_of(error, scope["path"])
             if reply.status is None:
@@ -119,7 +149,9 @@ class Front:
             else:
                 log.error("answer broken off", path=scope["path"], error=problem)
 
-    async def _answer(self, scope: Message, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, scope: Message, headers: Mapping[bytes, bytes], reply: _Reply, receive: Receive, send: Send
+    ) -> None:
         methods, rest = self._routes.find(_path(scope))
         if not methods:
             await _send(send, Answer(404))
@@ -128,6 +160,7 @@ class Front:
         if operation is None:
             await _send(send, Answer(405, headers={"allow": ",".join(_allowed(methods))}))
             return
+        reply.operation = operation
         self._authorize(operation, headers)
         if operation.body is not None:
             await self._pass_on(operation, scope, headers, receive, send)
@@ -180,6 +213,13 @@ def _allowed(methods: Iterable[str]) -> list[str]:
 
 def _text(headers: Mapping[bytes, bytes]) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
+
+
+def _caller_of(scope: Message) -> TraceContext | None:
+    def values(wanted: bytes) -> list[str]:
+        return [value.decode("latin-1").strip(" \t") for name, value in scope["headers"] if name.lower() == wanted]
+
+    return parse_trace_context(values(b"traceparent"), values(b"tracestate"))
 
 
 def _request_id(value: bytes | None) -> str:

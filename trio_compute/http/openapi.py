@@ -27,6 +27,7 @@ _INTRODUCTION = """\
 What a control plane, a person, a probe or an extension of Postgres may ask of a compute.
 
 - Every answer carries `x-request-id`: the one of the request, or a new UUID.
+- `traceparent` and `tracestate` (W3C) let a request go on with its caller's trace; invalid ones are ignored.
 - HEAD works wherever GET does. An unknown path is 404, another method 405 with `allow`; both have an empty body.
 - Errors are `{"error": "<text>"}`. Unknown parameters and unknown keys of a body are ignored.
 - A body is taken as it is sent: nobody undoes a `content-encoding`.

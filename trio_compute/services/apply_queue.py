@@ -13,6 +13,7 @@ from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.model.promotion import PromoteState
 from trio_compute.plan.catalog.failures import Failure
+from trio_compute.telemetry.spans import present_place
 
 MAX_REMEMBERED_KEYS = 64
 
@@ -42,6 +43,8 @@ class Pending(Generic[T]):
 
     def __init__(self, spec: ParsedSpec) -> None:
         self.spec = spec
+        # Whose trace goes on when its turn has come.
+        self.place = present_place()
         self._outcome = Cell[T | Aborted | None](None)
 
     def settle(self, outcome: T | Aborted) -> None:

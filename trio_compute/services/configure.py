@@ -23,6 +23,7 @@ from trio_compute.services.promotion import Promotions
 from trio_compute.services.supervise import best_effort
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import learn_spec, redact
+from trio_compute.telemetry.spans import placed
 
 UNDO_TIMEOUT_SECONDS = 10.0
 REFRESH_PAUSE_SECONDS = 5.0
@@ -64,18 +65,25 @@ class Configurator:
                 case None:
                     await self._refresh()
                 case PromotionJob():
-                    await self._promotions.run(job, self)
+                    with placed(job.place):
+                        await self._promotions.run(job, self)
                 case Job():
-                    await self._apply(job)
+                    with placed(job.place):
+                        await self._apply(job)
 
     async def _finish_start(self) -> None:
         """Run migrations and the update of the neon extension, which nobody waits for (05 §13, §14)."""
         parsed = self._started_with
         if parsed is None or not parsed.is_primary:
             return
-        if not parsed.spec.skip_pg_catalog_updates:
-            await self._migrate()
-        await best_effort("neon extension upgrade", self._host.upgrade_neon_extension)
+        with self._compute.spans.trace("post_apply_config"):
+            if not parsed.spec.skip_pg_catalog_updates:
+                await self._migrate()
+            await best_effort("neon extension upgrade", self._upgrade_neon_extension)
+
+    async def _upgrade_neon_extension(self) -> None:
+        with self._compute.spans.trace("handle_neon_extension_upgrade"):
+            await self._host.upgrade_neon_extension()
 
     async def _migrate(self) -> None:
         try:
@@ -157,7 +165,8 @@ class Configurator:
 
     async def _reload_and_look(self) -> None:
         """Reload, and take note of what Postgres cannot read or will only take over at a restart (04 F-13)."""
-        report = await self._host.reload(self._postmaster)
+        with self._compute.spans.trace("pg_reload_conf"):
+            report = await self._host.reload(self._postmaster)
         self._compute.notices.pending_restart = report.pending_restart
         if report.pending_restart:
             log.warning("settings wait for a restart", settings=", ".join(report.pending_restart))
@@ -174,11 +183,13 @@ class Configurator:
     async def _apply_catalog(self, parsed: ParsedSpec, *, is_start: bool) -> None:
         if parsed.spec.skip_pg_catalog_updates or not parsed.is_primary:
             return
-        async with _size_quota_lifted(self._host, self._postmaster):
-            with self._compute.spans.measure("apply_spec_sql"):
-                await self._host.apply_catalog(parsed, self._compute.spans, is_start=is_start)
-            # Before the reload at the end of the block, which makes both effective (04 F-09).
-            await self._host.enable_subscribers()
+        spans = self._compute.spans
+        with spans.trace("apply_config"):
+            async with _size_quota_lifted(self._host, self._postmaster):
+                with spans.measure("apply_spec_sql"):
+                    await self._host.apply_catalog(parsed, spans, is_start=is_start)
+                # Before the reload at the end of the block, which makes both effective (04 F-09).
+                await self._host.enable_subscribers()
 
 
 def _failures_of(error: BaseException | None) -> tuple[Failure, ...]:

@@ -73,10 +73,12 @@ class LsnLease:
             self._ids, self.expires_at = ids, None
         self._become(LeaseState.REQUESTED)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._keep_for_ever, terms)
-                await self._compute.until_spec(lambda spec: lease_terms(spec) != terms)
-                nursery.cancel_scope.cancel()
+            with self._compute.spans.trace("lsn_lease_bg_task", encloses=False) as span:
+                span.attributes = {**ids}
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._keep_for_ever, terms)
+                    await self._compute.until_spec(lambda spec: lease_terms(spec) != terms)
+                    nursery.cancel_scope.cancel()
         finally:
             bound_ids.reset(token)
 

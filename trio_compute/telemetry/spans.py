@@ -14,10 +14,11 @@ from typing import Any
 from msgspec import Struct
 
 from trio_compute.model.responses import MetricsResponse
+from trio_compute.telemetry.trace_context import Place, TraceContext
 
 MAX_SPANS = 1000
 
-_parent: ContextVar[str | None] = ContextVar("span_parent", default=None)
+_place: ContextVar[Place | TraceContext | None] = ContextVar("place_in_trace", default=None)
 
 
 class Span(Struct, kw_only=True):
@@ -41,6 +42,25 @@ class Span(Struct, kw_only=True):
         return round((self.duration_seconds or 0.0) * 1_000_000)
 
 
+def present_place() -> Place | TraceContext | None:
+    """Return where in a trace the present task works, for work that goes on elsewhere."""
+    return _place.get()
+
+
+@contextmanager
+def placed(place: Place | TraceContext | None) -> Iterator[None]:
+    """Let the spans of the body be part of what asked for it."""
+    token = _place.set(place)
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+def _shown(place: Place | TraceContext | None) -> str | None:
+    return place.shown if isinstance(place, Place) else None
+
+
 class Recorder:
     """Measure spans from an origin: the start of the process, or the moment that a pooled compute got its spec."""
 
@@ -50,12 +70,22 @@ class Recorder:
         self.spans: deque[Span] = deque(maxlen=MAX_SPANS)
         self._running: list[Span] = []
         self._listeners: list[Callable[[Span], None]] = []
+        self._tracer: Callable[[Span, Place], None] | None = None
         # Kept apart: the start must stay known when its spans have left the queue.
         self._newest: dict[tuple[str, bool], Span] = {}
 
     def listen(self, listener: Callable[[Span], None]) -> None:
         """Call a function with each span when it begins and when it is finished."""
         self._listeners.append(listener)
+
+    def hand_to(self, tracer: Callable[[Span, Place], None]) -> None:
+        """Call a function with each span when it is finished, and with those that only traces show."""
+        self._tracer = tracer
+
+    @property
+    def is_traced(self) -> bool:
+        """Tell whether spans are exported."""
+        return self._tracer is not None
 
     @property
     def running(self) -> Span | None:
@@ -69,26 +99,53 @@ class Recorder:
     @contextmanager
     def measure(self, name: str, **attributes: Any) -> Iterator[Span]:
         """Record how long the body takes; a body that raises is recorded as failed."""
-        span = Span(name=name, start_seconds=self.now(), parent=_parent.get(), attributes=attributes)
+        above = _place.get()
+        span = Span(name=name, start_seconds=self.now(), parent=_shown(above), attributes=attributes)
+        place = Place(above, name)
         self.spans.append(span)
         self._running.append(span)
         self._tell(span)
-        token = _parent.set(name)
+        token = _place.set(place)
         try:
             yield span
         except BaseException:
             span.failed = True
             raise
         finally:
-            _parent.reset(token)
+            _place.reset(token)
             self._running = [other for other in self._running if other is not span]
-            self._finish(span)
+            self._finish(span, place)
+
+    @contextmanager
+    def trace(
+        self, name: str, *, above: Place | TraceContext | None = None, encloses: bool = True, **attributes: Any
+    ) -> Iterator[Span]:
+        """Measure the body for traces alone; its parent is `above`, else whatever the task is in.
+
+        With `encloses=False` the spans of the body are no part of it. A body that is cancelled has not failed.
+        """
+        span = Span(name=name, start_seconds=self.now(), attributes=attributes)
+        if self._tracer is None:
+            yield span
+            return
+        present = _place.get()
+        place = Place(above or present, None)
+        try:
+            with placed(place if encloses else present):
+                yield span
+        except Exception:
+            span.failed = True
+            raise
+        finally:
+            span.duration_seconds = self.now() - span.start_seconds
+            self._tracer(span, place)
 
     def add(self, name: str, *, start_seconds: float, **attributes: Any) -> Span:
         """Record a span that ends now and began at a moment which was taken down earlier."""
-        span = Span(name=name, start_seconds=start_seconds, parent=_parent.get(), attributes=attributes)
+        above = _place.get()
+        span = Span(name=name, start_seconds=start_seconds, parent=_shown(above), attributes=attributes)
         self.spans.append(span)
-        self._finish(span)
+        self._finish(span, Place(above, name))
         return span
 
     def last(self, name: str, *, succeeded: bool = True) -> Span | None:
@@ -116,12 +173,14 @@ class Recorder:
             total_ext_download_size=int(extensions.attributes.get("total", 0)) if extensions else 0,
         )
 
-    def _finish(self, span: Span) -> None:
+    def _finish(self, span: Span, place: Place) -> None:
         span.duration_seconds = self.now() - span.start_seconds
         self._newest[span.name, False] = span
         if not span.failed:
             self._newest[span.name, True] = span
         self._tell(span)
+        if self._tracer is not None:
+            self._tracer(span, place)
 
     def _tell(self, span: Span) -> None:
         for listener in self._listeners:

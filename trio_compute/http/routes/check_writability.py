@@ -11,6 +11,8 @@ from trio_compute.telemetry.metrics import WRITES_REFUSED_BY_FULL_DISK, metrics
 async def check_writability(context: Context, _request: Request) -> Answer:
     """Answer with true if Postgres can write, also if only the disk or a quota is full, which is counted (R-09)."""
     require_running(context.compute)
-    if not await context.errands.run(context.host.check_writability):
+    with context.compute.spans.trace("check_writability"):
+        writable = await context.errands.run(context.host.check_writability)
+    if not writable:
         metrics.increment(WRITES_REFUSED_BY_FULL_DISK)
     return ok(True)
