@@ -359,7 +359,7 @@ async def test_a_load_that_somebody_else_cancels_has_failed(autojump_clock: Any)
 
 @pytest.mark.parametrize("before", ["never", "completed"])
 async def test_a_cancellation_of_nothing_does_not_touch_the_next_prewarm(before: str, autojump_clock: Any) -> None:
-    """L-03, D-31."""
+    """L-03, D-31, A-22."""
 
     async def script(stage: Stage) -> None:
         lfc = stage.servers.life.lfc

@@ -231,3 +231,33 @@ class TestFailpoints:
         async with open_world(testing=True) as world, world.client(internal=True) as client:
             response = await client.post("/failpoints", json=[{"name": "compute-prewarm", key: action}])
             assert response.status_code == code
+
+
+async def up_series(world: World) -> list[str]:
+    async with world.client(None) as client:
+        text = (await client.get("/metrics")).text
+    return [line for line in text.splitlines() if line.startswith(("compute_ctl_up{", "pg_cctl_attached{"))]
+
+
+class TestGauges:
+    async def test_the_status_is_never_stale(self) -> None:
+        """D-36: direct writes left the gauge behind; here it is read off the state."""
+        async with open_world(Status.INIT) as world:
+            assert await up_series(world) == ['compute_ctl_up{build_tag="latest",status="init"} 1.0']
+            for event, name in (
+                (ev.Started(), "running"),
+                (ev.RefreshRequested(), "refresh-configuration-pending"),
+                (ev.RefreshBegan(), "refresh-configuration"),
+            ):
+                world.compute.apply(event)
+                assert await up_series(world) == [f'compute_ctl_up{{build_tag="latest",status="{name}"}} 1.0']
+
+    async def test_who_is_attached_is_told_in_lakebase_mode_with_an_instance(self) -> None:
+        """D-36, 03 §7."""
+        settings = {"lakebase_mode": True, "instance_id": "i-1"}
+        async with open_world(Status.RUNNING, **settings) as world:
+            _, attached = await up_series(world)
+            assert 'pg_instance_id="i-1"' in attached
+            assert f'tenant_id="{world.compute.state.spec.tenant_id}"' in attached  # type: ignore[union-attr]
+        async with open_world(Status.EMPTY, **settings) as world:
+            assert len(await up_series(world)) == 1

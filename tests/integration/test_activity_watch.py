@@ -254,6 +254,7 @@ async def test_statistics_that_cannot_be_read_do_not_spoil_the_check(quiet: Bare
 
 
 async def test_one_session_is_used_for_every_look_and_names_itself(quiet: BarePostgres) -> None:
+    """R-08: one session, and one query for each look."""
     query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'compute_ctl:compute_monitor'"
     async with watching(quiet) as watch:
         await watch.look(statistics=True)

@@ -169,7 +169,7 @@ async def test_settings_of_the_superuser_itself_do_not_disturb(setting: str, ser
 
 
 async def test_options_of_the_operator_win(server: BarePostgres) -> None:
-    """§2.1: those of the connection URL come last."""
+    """§2.1, D-40: those of the connection URL come last, and none of ours is lost for them."""
     target = maintenance_target(f"{server.url()}?options=-c%20statement_timeout%3D7s", "apply_config", QUICK)
     async with open_maintenance(target, QUICK) as connection:
         cursor = await connection.execute(

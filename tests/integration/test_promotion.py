@@ -118,7 +118,7 @@ async def test_the_whole_choreography(fleet: Fleet) -> None:
 
 
 async def test_the_settings_are_those_of_postgresql_conf_and_of_later_configurations(fleet: Fleet) -> None:
-    """P-03, P-04, F-22: nothing is left that would win over a later /configure."""
+    """P-03, P-04, F-22, A-20: nothing is left that would win over a later /configure."""
     async with open_pair(fleet) as pair:
         await pair.prewarm()
         lsn = await pair.primary.end()

@@ -102,15 +102,15 @@ async def test_another_name_of_the_privileged_role_is_shown_by_postgres(rig: Rig
 
 
 async def test_under_autoscaling_postgres_is_started_into_its_control_group(rig: Rig, public_tmp: Path) -> None:
-    """§9, §16: the variable may be empty; a stand-in notes how it is called and runs the rest."""
+    """§9, §16, D-42: the variable may be empty; a stand-in notes how it is called and runs the rest."""
     notes, program = public_tmp / "notes", public_tmp / "cgexec"
     notes.touch()
     notes.chmod(0o666)
     program.write_text(f'#!/bin/sh\necho "$1 $2 ${{3##*/}} $4" >> {notes}\nshift 2\nexec "$@"\n')
     program.chmod(0o755)
     environ = {"AUTOSCALING": "", "PATH": f"{public_tmp}:{os.environ['PATH']}"}
-    async with rig.compute(environ=environ) as child:
+    async with rig.compute(environ=environ, flags={"--cgroup": "their-postgres"}) as child:
         await child.reach("running")
     lines = notes.read_text().splitlines()
-    assert "-g memory:neon-postgres postgres -D" in lines
-    assert all(line.startswith("-g memory:neon-postgres postgres") for line in lines)
+    assert "-g memory:their-postgres postgres -D" in lines
+    assert all(line.startswith("-g memory:their-postgres postgres") for line in lines)
