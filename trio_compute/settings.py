@@ -305,15 +305,19 @@ def settings_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting
         failpoints=environ.get("FAILPOINTS") if testing else None,
         basebackup_retries=_basebackup_retries(environ) if testing else 10,
         child_environ=child_environ(environ),
-        deadlines=Deadlines(
-            postgres_ready=args.postgres_ready_timeout,
-            fast_stop=args.fast_stop_timeout,
-            quit_stop=args.quit_stop_timeout,
-            final_sync=args.final_sync_timeout,
-            catalog_lock=args.catalog_lock_timeout,
-            catalog_statement=args.catalog_statement_timeout,
-            certificate=args.certificate_timeout,
-        ),
+        deadlines=_deadlines(args),
+    )
+
+
+def _deadlines(args: argparse.Namespace) -> Deadlines:
+    return Deadlines(
+        postgres_ready=args.postgres_ready_timeout,
+        fast_stop=args.fast_stop_timeout,
+        quit_stop=args.quit_stop_timeout,
+        final_sync=args.final_sync_timeout,
+        catalog_lock=args.catalog_lock_timeout,
+        catalog_statement=args.catalog_statement_timeout,
+        certificate=args.certificate_timeout,
     )
 
 
