@@ -182,6 +182,25 @@ class TestEndIfIdle:
                 assert sent == [signal.SIGSTOP, signal.SIGINT, signal.SIGCONT]
                 world.finish_termination(ev.Terminated())
 
+    async def test_of_two_who_ask_at_once_both_get_the_answer_and_the_last_lets_the_postmaster_go_on(self) -> None:
+        """02 D-23: the second joins the first; and while one still looks, no session may begin."""
+        async with open_world() as world, world.client() as client:
+            world.host.watch.look_seconds = 0.2
+            codes: list[int] = []
+
+            async def ask() -> None:
+                codes.append((await client.post("/terminate?if_idle=true")).status_code)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                nursery.start_soon(ask)
+                await stands(lambda: world.status is Status.TERMINATION_PENDING_FAST)
+                await stands(lambda: signal.SIGCONT in [sig for _, sig in world.host.child.signals])
+                world.finish_termination(ev.Terminated())
+            assert codes == [200, 200]
+            sent = [sig for _, sig in world.host.child.signals]
+            assert sent == [signal.SIGSTOP, signal.SIGSTOP, signal.SIGINT, signal.SIGCONT]
+
     async def test_active_sessions_are_counted_and_nothing_is_ended(self) -> None:
         async with open_world() as world, world.client() as client:
             world.host.watch.seen = {"busy_sessions": 2, "wal_senders": 1}

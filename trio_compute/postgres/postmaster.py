@@ -33,6 +33,7 @@ class Postmaster:
         self.child = child
         self.pgdata = pgdata
         self.exit: Exit | None = None
+        self._holds = 0
 
     def reload(self) -> None:
         """Ask the server to read its configuration again, as `pg_ctl reload` does."""
@@ -40,12 +41,18 @@ class Postmaster:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let the postmaster stand still: no session begins while the body runs; those that exist go on."""
+        """Let the postmaster stand still: no session begins while the body runs; those that exist go on.
+
+        Of several who hold it, the last to leave lets it go on.
+        """
+        self._holds += 1
         self.child.send_signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            self.child.send_signal(signal.SIGCONT)
+            self._holds -= 1
+            if self._holds == 0:
+                self.child.send_signal(signal.SIGCONT)
 
     async def wait(self) -> int:
         """Wait for the server to end by itself."""

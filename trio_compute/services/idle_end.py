@@ -6,7 +6,7 @@ import signal
 
 from trio_compute.errors import ComputeError, PostgresError, cause_chain
 from trio_compute.lifecycle import events as ev
-from trio_compute.lifecycle.status import Status
+from trio_compute.lifecycle.status import TERMINATION_PENDING, Status
 from trio_compute.lifecycle.transitions import IllegalTransition
 from trio_compute.services.life import Life
 
@@ -34,7 +34,8 @@ async def end_if_idle(life: Life, *, immediate: bool) -> int:
         async with life.host.open_watch() as watch:
             with postmaster.held():
                 active = (await watch.look(statistics=False)).active_sessions
-                if active == 0:
+                # Another request may have begun the end while we looked; then we join it.
+                if active == 0 and compute.state.status not in TERMINATION_PENDING:
                     compute.request_termination(immediate=immediate)
                     # Before it goes on: the stop must be the next thing that it sees.
                     postmaster.child.send_signal(signal.SIGINT)
