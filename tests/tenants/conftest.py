@@ -1,0 +1,132 @@
+"""One server of each major, on which a tenant called mallory owns everything that a spec can give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from conftest import MAJORS
+from tests.integration.conftest import ordinary_run_as
+from tests.tenants.ground import Ground, fresh
+from tests.tenants.hostile import FOUNDATION, lay_impostors
+from tests.tenants.ours import Ours
+from tests.tenants.overloads import lay_overloads
+from tests.tenants.verdict import Judge
+from trio_compute.embedded import binaries
+
+MALLORY = "mallory"  # lays the traps
+TRUDY = "trudy"  # helps
+ALICE = "alice"  # wants to be left alone
+TRAPPED, TRAPPED_LATER = "trapped_at_once", "trapped_later"
+
+
+@pytest.fixture(scope="session", params=MAJORS, ids=lambda major: f"pg{major}")
+def major(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+def running(major: int, *, strict: bool) -> Iterator[Ground]:
+    ground = Ground(binaries.ensure(major), ordinary_run_as(), strict=strict)
+    try:
+        ground.start()
+        for name in (MALLORY, TRUDY, ALICE):
+            ground.make_tenant(name)
+        yield ground
+    finally:
+        ground.remove()
+
+
+@pytest.fixture(scope="session")
+def trusting(major: int) -> Iterator[Ground]:
+    """Run a server that believes everybody on this machine."""
+    yield from running(major, strict=False)
+
+
+@pytest.fixture(scope="session")
+def strict(major: int) -> Iterator[Ground]:
+    """Run a server that asks everybody for a password, the superuser too."""
+    yield from running(major, strict=True)
+
+
+@pytest.fixture
+def ground(trusting: Ground) -> Ground:
+    return trusting
+
+
+@pytest.fixture(params=["trust", "scram"])
+def either_ground(request: pytest.FixtureRequest) -> Ground:
+    """Return a server of either kind; for the few tests that are worth both."""
+    found: Ground = request.getfixturevalue("trusting" if request.param == "trust" else "strict")
+    return found
+
+
+@pytest.fixture
+def judge(ground: Ground) -> Iterator[Judge]:
+    judge = Judge(ground)
+    yield judge
+    judge.punish()
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Hold a server, the database that the compute works from and one of the tenant's, both full of traps."""
+
+    ground: Ground
+    system: str
+    app: str
+    judge: Judge
+    ours: Ours
+
+    def databases(self) -> list[tuple[str, str]]:
+        """Return what a spec says about both."""
+        return [(self.system, MALLORY), (self.app, MALLORY)]
+
+    def spec(self, roles: list[str] | None = None, delta: list[dict[str, Any]] | None = None, **changes: Any) -> Any:
+        """Return a spec that lists what there is, and some roles more."""
+        names = [MALLORY, TRUDY, ALICE, *(roles or [])]
+        return self.ours.spec(names, self.databases(), delta or [], **changes)
+
+
+async def lay_everything(ground: Ground) -> None:
+    """Make the two databases that all others are copies of: trapped before, and after, the compute was there."""
+    if ground.exists("database", TRAPPED):
+        return
+    for name in (TRAPPED, TRAPPED_LATER):
+        ground.do("CREATE DATABASE {} OWNER {}", name, MALLORY)
+        if name == TRAPPED_LATER:
+            ours = Ours(ground, name)
+            await ours.apply(ours.spec([MALLORY, TRUDY, ALICE], [(name, MALLORY)]))
+        with ground.connect(name, MALLORY) as session:
+            for lay in FOUNDATION:
+                lay(session)
+            refused = lay_impostors(session)
+            assert name == TRAPPED_LATER or not refused
+            lay_overloads(session)
+
+
+async def make_place(ground: Ground, template: str) -> Place:
+    """Copy the traps into two new databases, and let a search path lead to them."""
+    await lay_everything(ground)
+    system, app = fresh("system"), fresh("app")
+    for name in (system, app):
+        ground.do("CREATE DATABASE {} OWNER {} TEMPLATE {}", name, MALLORY, template)
+        ground.do("""ALTER DATABASE {} SET search_path = '''''', public, cloud_admin, pg_catalog""", name)
+    return Place(ground, system, app, Judge(ground), Ours(ground, system))
+
+
+def remove_place(place: Place) -> None:
+    place.judge.punish()
+    for name in (place.system, place.app):
+        if place.ground.exists("database", name):
+            place.ground.do("ALTER DATABASE {} IS_TEMPLATE false", name)
+            place.ground.do("DROP DATABASE {} WITH (FORCE)", name)
+
+
+@pytest.fixture(params=[TRAPPED, TRAPPED_LATER])
+async def place(request: pytest.FixtureRequest, ground: Ground) -> Any:
+    place = await make_place(ground, request.param)
+    yield place
+    remove_place(place)
