@@ -11,7 +11,7 @@ import pytest
 from conftest import MAJORS
 from tests.integration.conftest import ordinary_run_as
 from tests.tenants.ground import Ground, fresh
-from tests.tenants.hostile import FOUNDATION, lay_impostors
+from tests.tenants.hostile import FOUNDATION, lay_impostors, lay_spring
 from tests.tenants.ours import Ours
 from tests.tenants.overloads import lay_overloads
 from tests.tenants.verdict import Judge
@@ -20,7 +20,7 @@ from trio_compute.embedded import binaries
 MALLORY = "mallory"  # lays the traps
 TRUDY = "trudy"  # helps
 ALICE = "alice"  # wants to be left alone
-TRAPPED, TRAPPED_LATER = "trapped_at_once", "trapped_later"
+TRAPPED, TRAPPED_LATER, TOWN = "trapped_at_once", "trapped_later", "town"
 
 
 @pytest.fixture(scope="session", params=MAJORS, ids=lambda major: f"pg{major}")
@@ -107,14 +107,20 @@ async def lay_everything(ground: Ground) -> None:
             lay_overloads(session)
 
 
-async def make_place(ground: Ground, template: str) -> Place:
-    """Copy the traps into two new databases, and let a search path lead to them."""
-    await lay_everything(ground)
+def lay_town(ground: Ground) -> None:
+    """Make a database with nothing in it but what a trap needs."""
+    if not ground.exists("database", TOWN):
+        ground.do("CREATE DATABASE {} OWNER {}", TOWN, MALLORY)
+        with ground.connect(TOWN, MALLORY) as session:
+            lay_spring(session)
+
+
+def make_place(ground: Ground, template: str, *, lakebase: bool = False) -> Place:
+    """Copy a database twice: one that the compute works from, and one more."""
     system, app = fresh("system"), fresh("app")
     for name in (system, app):
         ground.do("CREATE DATABASE {} OWNER {} TEMPLATE {}", name, MALLORY, template)
-        ground.do("""ALTER DATABASE {} SET search_path = '''''', public, cloud_admin, pg_catalog""", name)
-    return Place(ground, system, app, Judge(ground), Ours(ground, system))
+    return Place(ground, system, app, Judge(ground), Ours(ground, system, lakebase=lakebase))
 
 
 def remove_place(place: Place) -> None:
@@ -122,11 +128,35 @@ def remove_place(place: Place) -> None:
     for name in (place.system, place.app):
         if place.ground.exists("database", name):
             place.ground.do("ALTER DATABASE {} IS_TEMPLATE false", name)
+            mine = "DELETE FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = %s)"
+            place.ground.sql(mine, name)
             place.ground.do("DROP DATABASE {} WITH (FORCE)", name)
 
 
 @pytest.fixture(params=[TRAPPED, TRAPPED_LATER])
 async def place(request: pytest.FixtureRequest, ground: Ground) -> Any:
-    place = await make_place(ground, request.param)
+    """Return two databases full of traps, to which their search path leads."""
+    await lay_everything(ground)
+    place = make_place(ground, request.param)
+    for name in (place.system, place.app):
+        ground.do("""ALTER DATABASE {} SET search_path = '''''', public, cloud_admin, pg_catalog""", name)
+    yield place
+    remove_place(place)
+
+
+@pytest.fixture
+def town(ground: Ground) -> Iterator[Place]:
+    """Return two databases of mallory with nothing in them, for tests that lay what they need."""
+    lay_town(ground)
+    place = make_place(ground, TOWN)
+    yield place
+    remove_place(place)
+
+
+@pytest.fixture
+def either_town(either_ground: Ground) -> Iterator[Place]:
+    """Return the same on a server that trusts, and on one that asks for passwords."""
+    lay_town(either_ground)
+    place = make_place(either_ground, TOWN)
     yield place
     remove_place(place)

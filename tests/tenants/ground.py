@@ -21,7 +21,7 @@ _numbers = itertools.count()
 _OURS = (
     "-c role={superuser} -c search_path=pg_catalog,pg_temp -c session_replication_role=replica -c statement_timeout=0 "
     "-c lock_timeout=60s -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0 "
-    "-c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed"
+    "-c local_preload_libraries= -c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed"
 )
 
 

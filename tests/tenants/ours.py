@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from msgspec import structs
 
 from tests.fakes.specs import parsed, settings
 from tests.tenants.ground import Ground
+from trio_compute.errors import PostgresError
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.plan.preview import PhaseView
 from trio_compute.ports import Host
@@ -17,7 +19,7 @@ from trio_compute.settings import Deadlines
 from trio_compute.telemetry.spans import Recorder
 
 QUICK = Deadlines(
-    catalog_lock=8, catalog_statement=9, catalog_retry=6, catalog_total=60, request_total=10, monitor_statement=5
+    catalog_lock=5, catalog_statement=9, catalog_retry=8, catalog_total=60, request_total=10, monitor_statement=5
 )
 
 
@@ -64,22 +66,29 @@ class Ours:
     async def dump(self, database: str) -> str:
         """Return the schema of a database as `/database_schema` does; raise PostgresError."""
         dump = self.host.schema_dump(database)
+        chunks: list[bytes] = []
+        failure: PostgresError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dump.run)
             try:
-                if not await dump.begin():
-                    raise dump.failure or AssertionError("pg_dump wrote nothing and did not fail")
-                return b"".join([chunk async for chunk in dump]).decode(errors="replace")
+                if await dump.begin():
+                    chunks += [chunk async for chunk in dump]
+                failure = dump.failure
+            except PostgresError as error:
+                failure = error
             finally:
                 await dump.aclose()
+        if failure is not None:
+            raise failure
+        return b"".join(chunks).decode(errors="replace")
 
     async def reload(self) -> None:
         """Let Postgres read its files again and see what came of it."""
         from trio_compute.db.reload import reload_and_check
 
         pid = int((self.ground.data / "postmaster.pid").read_text().split()[0])
-        reload = lambda: self.ground.kill(pid, __import__("signal").SIGHUP)  # noqa: E731
-        await reload_and_check(self.host.settings.connstr, self.host.settings.deadlines, reload)
+        settings = self.host.settings
+        await reload_and_check(settings.connstr, settings.deadlines, lambda: self.ground.kill(pid, signal.SIGHUP))
 
     async def watch(self) -> None:
         """Look at what goes on, both ways."""

@@ -71,6 +71,17 @@ APPLIES = (
 )  # fmt: skip
 
 
+async def test_the_traps_are_sharp(place: Place) -> None:
+    """Otherwise all that follows would prove nothing: one careless statement of a superuser springs them."""
+    with place.ground.connect(place.app, options="-c role=cloud_admin") as careless:
+        careless.execute("SELECT count(datname), bool_or(datname = 'x' || 'y') FROM pg_database")
+        careless.execute("INSERT INTO public.health_check VALUES (7)")
+    assert {word.partition(" in ")[0] for word in place.judge.traps()} >= {
+        "aggregate count", "operator =(name,text)", "check of public.health_check", "trigger health_check BEFORE ROW",
+    }  # fmt: skip
+    assert place.judge.gains() == [f"{MALLORY} is SUPERUSER"]
+
+
 @pytest.mark.parametrize("step", APPLIES, ids=lambda step: step.__name__)
 async def test_no_trap_springs_while_the_catalog_is_applied(place: Place, step: Any) -> None:
     """T-01, T-02, T-04: every overload, trigger, default, policy, rule, view and table of a tenant."""

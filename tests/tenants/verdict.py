@@ -9,12 +9,11 @@ from tests.tenants.ground import WORD, Ground, named
 from trio_compute.model.catalog_rules import SUPERUSER
 
 _RIGHTS = """
-SELECT rolname::bytea, array_remove(ARRAY[
-    CASE WHEN rolsuper THEN 'SUPERUSER' END, CASE WHEN rolcreaterole THEN 'CREATEROLE' END,
+SELECT rolname, concat_ws(' ', CASE WHEN rolsuper THEN 'SUPERUSER' END, CASE WHEN rolcreaterole THEN 'CREATEROLE' END,
     CASE WHEN rolcreatedb THEN 'CREATEDB' END, CASE WHEN rolreplication THEN 'REPLICATION' END,
-    CASE WHEN rolbypassrls THEN 'BYPASSRLS' END], NULL) FROM pg_catalog.pg_authid"""
+    CASE WHEN rolbypassrls THEN 'BYPASSRLS' END) FROM pg_catalog.pg_authid"""
 _MEMBERSHIPS = """
-SELECT g.rolname::bytea, m.rolname::bytea FROM pg_catalog.pg_auth_members a
+SELECT g.rolname, m.rolname FROM pg_catalog.pg_auth_members a
 JOIN pg_catalog.pg_authid g ON g.oid = a.roleid JOIN pg_catalog.pg_authid m ON m.oid = a.member"""
 _PLATFORM = frozenset({SUPERUSER, "databricks_control_plane"})
 
@@ -67,9 +66,15 @@ class Judge:
 
 
 def _rights(ground: Ground) -> dict[str, frozenset[str]]:
-    return {name.decode(errors="backslashreplace"): frozenset(rights) for name, rights in ground.sql(_RIGHTS)}
+    return {name: frozenset(rights.split()) for name, rights in _pairs(ground, _RIGHTS)}
 
 
 def _memberships(ground: Ground) -> set[tuple[str, str]]:
-    found = ground.sql(_MEMBERSHIPS)
-    return {tuple(name.decode(errors="backslashreplace") for name in pair) for pair in found}  # type: ignore[misc]
+    return set(_pairs(ground, _MEMBERSHIPS))
+
+
+def _pairs(ground: Ground, query: str) -> list[tuple[str, str]]:
+    """Return two columns as texts; bytes that are none are escaped."""
+    with ground.connect(client_encoding="SQL_ASCII") as session:
+        found = session.execute(query).fetchall()
+    return [(one.decode(errors="backslashreplace"), two.decode(errors="backslashreplace")) for one, two in found]
