@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from conftest import MAJORS
-from tests.integration.conftest import ordinary_run_as
+from tests.integration.conftest import ordinary_run_as, rig, seeded_world, world
 from tests.tenants.ground import Ground, fresh
 from tests.tenants.hostile import FOUNDATION, lay_impostors, lay_spring
 from tests.tenants.ours import Ours
 from tests.tenants.overloads import lay_overloads
 from tests.tenants.verdict import Judge
 from trio_compute.embedded import binaries
+
+__all__ = ["rig", "seeded_world", "world"]  # fixtures of whole computes
 
 MALLORY = "mallory"  # lays the traps
 TRUDY = "trudy"  # helps
@@ -57,7 +59,7 @@ def ground(trusting: Ground) -> Ground:
 
 
 @pytest.fixture(params=["trust", "scram"])
-def either_ground(request: pytest.FixtureRequest) -> Ground:
+def either_ground(request: pytest.FixtureRequest, major: int) -> Ground:
     """Return a server of either kind; for the few tests that are worth both."""
     found: Ground = request.getfixturevalue("trusting" if request.param == "trust" else "strict")
     return found

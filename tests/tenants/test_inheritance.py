@@ -72,7 +72,9 @@ def settle(town: Place, where: str, leaver: str) -> tuple[str, list[tuple[str, s
     with town.ground.connect(name) as session:
         session.execute("CREATE EXTENSION IF NOT EXISTS postgres_fdw WITH SCHEMA pg_catalog")
         session.execute("CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw")
-        session.execute(f"ALTER SERVER far OWNER TO {leaver}; GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO {leaver}")
+        session.execute(
+            f"ALTER SERVER far OWNER TO {leaver}; GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO {leaver}"
+        )
     return name, listed
 
 
@@ -80,7 +82,9 @@ def owners(ground: Ground, database: str, objects: list[Any]) -> dict[str, str]:
     """Return who owns each object now; one that is gone belongs to 'nobody: it is lost'."""
     found = {}
     for class_id, object_id, what in objects:
-        [(still, owner)] = ground.sql(_OWNER.replace("%(c)s", str(class_id)).replace("%(o)s", str(object_id)), database=database)
+        [(still, owner)] = ground.sql(
+            _OWNER.replace("%(c)s", str(class_id)).replace("%(o)s", str(object_id)), database=database
+        )
         found[what] = owner if still else "nobody: it is lost"
     return found
 
@@ -166,8 +170,13 @@ async def test_a_view_does_not_let_others_read_what_the_heir_may_read(town: Plac
     for role in (leaver, reader):
         town.ground.sql(f"CREATE ROLE {role} LOGIN")
     town.ground.do("GRANT CREATE ON DATABASE {} TO {}", town.app, leaver)
-    town.ground.sql("CREATE SCHEMA private AUTHORIZATION alice; CREATE TABLE private.diary AS SELECT 'secret' AS entry", database=town.app)
-    town.ground.sql("ALTER TABLE private.diary OWNER TO alice; GRANT USAGE ON SCHEMA private TO PUBLIC", database=town.app)
+    town.ground.sql(
+        "CREATE SCHEMA private AUTHORIZATION alice; CREATE TABLE private.diary AS SELECT 'secret' AS entry",
+        database=town.app,
+    )
+    town.ground.sql(
+        "ALTER TABLE private.diary OWNER TO alice; GRANT USAGE ON SCHEMA private TO PUBLIC", database=town.app
+    )
     with town.ground.connect(town.app) as session:
         session.execute(f"SET ROLE {leaver}; CREATE SCHEMA mine; GRANT USAGE ON SCHEMA mine TO PUBLIC")
         session.execute(f"CREATE VIEW mine.peek AS SELECT * FROM private.diary; GRANT ALL ON mine.peek TO {reader}")

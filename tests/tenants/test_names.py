@@ -33,9 +33,11 @@ def odd(town: Place, request: pytest.FixtureRequest) -> Iterator[tuple[Place, st
         session.execute(b'CREATE DATABASE "db_' + word + b'"')
         session.execute(b'CREATE SCHEMA "s_' + word + b'"')
         session.execute(b'CREATE TABLE public."t_' + word + b'" ("c_' + word + b"\" text DEFAULT '" + BYTES + b"')")
-        session.execute(b'CREATE FUNCTION public."f_' + word + b'"("a_' + word + b"\" int) RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        session.execute(
+            b'CREATE FUNCTION public."f_' + word + b'"("a_' + word + b"\" int) RETURNS int LANGUAGE sql AS 'SELECT 1'"
+        )
         session.execute(b'CREATE PUBLICATION "p_' + word + b'"')
-        session.execute(b"COMMENT ON DATABASE \"" + name.encode() + b"\" IS '" + BYTES + b"'")
+        session.execute(b'COMMENT ON DATABASE "' + name.encode() + b"\" IS '" + BYTES + b"'")
     yield town, name
     with ground.connect(name, client_encoding=request.param) as session:
         session.execute("SELECT gid FROM pg_prepared_xacts")
@@ -68,7 +70,9 @@ async def test_a_role_that_is_deleted_owns_things_whose_names_are_no_text(odd: t
     with town.ground.connect(name, leaver, **encoding) as session:
         session.execute(b'CREATE TABLE public."mine_' + BYTES + b'" AS SELECT 1 AS "c_' + BYTES + b'"')
         session.execute(b'CREATE SCHEMA "mine_' + BYTES + b'"')
-        session.execute(b'CREATE FUNCTION public."mine_' + BYTES + b"\"() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'")
+        session.execute(
+            b'CREATE FUNCTION public."mine_' + BYTES + b"\"() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
+        )
         session.execute(b'GRANT ALL ON public."mine_' + BYTES + b'" TO alice WITH GRANT OPTION')
     with town.ground.connect(name, MALLORY, **encoding) as session:
         table = b'public."t_' + BYTES + name.encode() + b'"'
@@ -93,7 +97,9 @@ async def test_a_route_answers_beside_names_that_are_no_text(odd: tuple[Place, s
 async def test_what_blocks_us_may_have_a_name_that_is_no_text(town: Place) -> None:
     """T-06, T-15: the names of prepared transactions are such too."""
     name = fresh("ascii")
-    town.ground.sql(f"CREATE DATABASE {name} OWNER mallory ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    town.ground.sql(
+        f"CREATE DATABASE {name} OWNER mallory ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
     with town.ground.connect(name, MALLORY, client_encoding="SQL_ASCII") as session:
         session.execute(b"BEGIN; CREATE TABLE public.x (id int); PREPARE TRANSACTION '" + BYTES + b"'")
     try:
@@ -107,7 +113,9 @@ async def test_what_blocks_us_may_have_a_name_that_is_no_text(town: Place) -> No
             town.ground.do("DROP DATABASE {} WITH (FORCE)", name)
 
 
-@pytest.mark.parametrize("name", ["public", "none", "pg_mine", "pg_", "PG_x", "current_user", "session_user", "current_role"])
+@pytest.mark.parametrize(
+    "name", ["public", "none", "pg_mine", "pg_", "PG_x", "current_user", "session_user", "current_role"]
+)
 @pytest.mark.parametrize("where", ["role", "owner", "rename"])
 def test_a_name_that_postgres_reserves_is_refused_or_passed_over(town: Place, name: str, where: str) -> None:
     """T-16: with the path in the specification; what is refused by no major is allowed."""
@@ -140,7 +148,10 @@ async def test_names_as_long_as_can_be_are_no_other_names(town: Place) -> None:
         spec = town.ours.spec([MALLORY, ALICE], [(twins[0], MALLORY), (twins[1], ALICE)], deleted(leaver))
         await town.ours.apply(spec)
         assert not town.ground.exists("role", leaver)
-        owners = [town.ground.sql("SELECT tableowner::text FROM pg_tables WHERE tablename = 'kept'", database=name) for name in twins]
+        owners = [
+            town.ground.sql("SELECT tableowner::text FROM pg_tables WHERE tablename = 'kept'", database=name)
+            for name in twins
+        ]
         assert all(owner for owner in owners)
         assert await town.ours.left_to_do(spec) == []
     finally:
@@ -165,7 +176,9 @@ async def test_a_role_called_web_access_gets_nothing_for_its_name(town: Place) -
         town.ground.sql("DROP ROLE web_access")
 
 
-@pytest.mark.parametrize("role", ["databricks_monitor", "databricks_control_plane", "databricks_gateway", "databricks_reader_7"])
+@pytest.mark.parametrize(
+    "role", ["databricks_monitor", "databricks_control_plane", "databricks_gateway", "databricks_reader_7"]
+)
 async def test_a_role_called_like_one_of_the_platform_gets_nothing_for_its_name(town: Place, role: str) -> None:
     """T-05: in the lakebase profile."""
     with town.ground.connect("postgres", MALLORY) as session:
@@ -214,7 +227,7 @@ async def test_a_role_called_like_an_heir_inherits_nothing(town: Place) -> None:
     if town.ground.exists("role", guess):
         pytest.skip("there is one heir for all, which was there before any tenant could make it")
     with town.ground.connect("postgres", MALLORY) as session:
-        session.execute(f'CREATE ROLE "{guess}" LOGIN PASSWORD \'mine\' ROLE mallory')
+        session.execute(f"CREATE ROLE \"{guess}\" LOGIN PASSWORD 'mine' ROLE mallory")
     await town.ours.apply(town.ours.spec([MALLORY, ALICE], [], deleted(second)))
     [(heir,)] = town.ground.sql(owner, database=town.app)
     query = "SELECT rolcanlogin OR pg_has_role('mallory', oid, 'member') FROM pg_roles WHERE rolname = %s"

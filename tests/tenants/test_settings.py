@@ -141,14 +141,18 @@ async def test_settings_of_a_role_that_are_large_or_not_text_disturb_nobody(town
     import tracemalloc
 
     name = fresh("ascii")
-    town.ground.sql(f"CREATE DATABASE {name} OWNER mallory ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    town.ground.sql(
+        f"CREATE DATABASE {name} OWNER mallory ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
     try:
         with town.ground.connect(name, MALLORY, client_encoding="SQL_ASCII") as session:
             # The one setting of a tenant that takes any text; others of a tenant's own invention Postgres refuses.
             session.execute(b"ALTER ROLE mallory SET search_path = '\xff\xfe'")
             session.execute(b"ALTER ROLE mallory IN DATABASE " + town.app.encode() + b" SET search_path = '\xff\xfe'")
             session.execute(b"ALTER DATABASE " + town.app.encode() + b" SET search_path = '\xff\xfe'")
-            session.execute(b"ALTER ROLE mallory IN DATABASE " + name.encode() + b" SET search_path = '" + b"x" * (24 << 20) + b"'")
+            session.execute(
+                b"ALTER ROLE mallory IN DATABASE " + name.encode() + b" SET search_path = '" + b"x" * (24 << 20) + b"'"
+            )
         tracemalloc.start()
         with trio.fail_after(10):
             await town.ours.apply(town.spec([fresh("newcomer")]))
