@@ -55,7 +55,7 @@ async def test_a_forged_number_of_migrations_skips_none(town: Place, number: int
         await town.ours.host.run_migrations()
     except PostgresError as error:
         told = "migration" in str(error)
-    assert told or town.ground.sql(_MIGRATED) == [(True, True, True)]
+    assert told or town.ground.sql(_MIGRATED, database=town.system) == [(True, True, True)]
     assert not (told and number in {12, 5}), "such a number is not even strange"
 
 
@@ -67,7 +67,7 @@ async def test_a_number_that_a_member_writes_later_skips_none(town: Place) -> No
     with town.ground.connect(town.system, TRUDY) as session, contextlib.suppress(psycopg.Error):
         session.execute("UPDATE neon_migration.migration_id SET id = 12")
     await town.ours.host.run_migrations()
-    assert town.ground.sql(_MIGRATED) == [(True, True, True)]
+    assert town.ground.sql(_MIGRATED, database=town.system) == [(True, True, True)]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ async def test_a_forged_marker_does_not_keep_inherited_subscriptions(town: Place
 
 async def test_a_marker_made_by_a_tenant_beforehand_is_not_believed(town: Place) -> None:
     """T-04: in a schema neon of its own."""
-    timeline, sub = "e" * 32, fresh("sub")
+    timeline, sub = "b" * 32, fresh("sub")  # one that no other test has had done on this cluster
     with town.ground.connect(town.system, MALLORY) as session:
         session.execute(
             "CREATE SCHEMA neon; CREATE TABLE neon.drop_subscriptions_done (id int PRIMARY KEY, timeline_id text)"

@@ -42,9 +42,13 @@ _NOT_YET = frozenset({"57P03"})
 _UNKNOWN_OPTION = "42704"  # whoever gets as far as that was let in
 _SUPERUSER_FOUND = """\
 SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname OPERATOR(pg_catalog.=) %s"""
-_HAS_EXTENSION = "SELECT 1 FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'neon'"
+# Whoever owns an extension may add to it, and what it brings runs as superuser when it is updated.
+_HAS_EXTENSION = """\
+SELECT 1 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_authid o ON o.oid OPERATOR(pg_catalog.=) e.extowner
+WHERE e.extname OPERATOR(pg_catalog.=) 'neon' AND o.rolsuper"""
 # Whether the server at a host and port knows the options of 17; learnt from its first session.
 _is_modern: dict[tuple[str, int], bool] = {}
+_turns: dict[tuple[str, int], trio.Lock] = {}
 
 log = get_logger("catalog")
 
@@ -91,6 +95,14 @@ def fortress_options(connstr: str, deadlines: Deadlines) -> str:
     """Return the options of such a session for a child that speaks SQL itself, such as pg_dump."""
     target = maintenance_target(connstr, "child", deadlines)
     return modern(target).options if _is_modern.get((target.host, target.port)) else target.options
+
+
+def turn_at(target: Target) -> trio.Lock:
+    """Return what keeps those apart that change the catalog of a server: a lock of ours, for any other could be held.
+
+    One compute has one server, and nobody else works on it as we do (K-14, contract 11 T-14).
+    """
+    return _turns.setdefault((target.host, target.port), trio.Lock())
 
 
 @asynccontextmanager
@@ -168,7 +180,7 @@ async def _connect_once(target: Target, timeout_seconds: float) -> Connection:
             raise
         except ConnectFailed:
             if known:
-                del _is_modern[place]  # perhaps there is another server now
+                _is_modern.pop(place, None)  # perhaps there is another server now
                 raise
         else:
             _is_modern[place] = True

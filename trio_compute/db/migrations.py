@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import psycopg
 
-from trio_compute.db.former_tables import is_trustworthy, is_unclaimed, read_unless_locked
-from trio_compute.db.maintenance import Connection, failure_text, maintenance_target, open_maintenance
+from trio_compute.db.maintenance import Connection, failure_text, maintenance_target, open_maintenance, turn_at
+from trio_compute.db.own_objects import is_trustworthy, is_unclaimed, read_unless_locked
 from trio_compute.errors import PostgresError
 from trio_compute.plan.catalog import notes
 from trio_compute.plan.migrations import ADVANCE, CURRENT, MIGRATIONS, TABLE, Migration, preparation
@@ -30,7 +30,7 @@ async def run_migrations(connstr: str, *, privileged_role: str, deadlines: Deadl
     Raises PostgresError at the first that fails, and when a newer version has run more than we know.
     """
     target = maintenance_target(connstr, "migrations", deadlines)
-    async with open_maintenance(target, deadlines) as connection:
+    async with turn_at(target), open_maintenance(target, deadlines) as connection:
         try:
             noted, shown = await _recorded(connection)
         except psycopg.Error as error:
