@@ -168,6 +168,15 @@ class TestProbes:
             assert codes == [live, ready, started]
 
 
+    async def test_a_failed_apply_changes_none_of_them(self) -> None:
+        """T-09: Postgres takes connections as before."""
+        async with open_world() as world, world.client(None) as client:
+            bring_through(world)
+            world.compute.apply(ev.ApplyFailed(error="a tenant's doing"))
+            codes = [(await client.get(path)).status_code for path in ("/livez", "/readyz", "/startupz")]
+            assert codes == [200, 200, 200]
+
+
 class TestEndIfIdle:
     async def test_an_idle_compute_is_ended_while_the_postmaster_stands_still(self) -> None:
         async with open_world() as world, world.client() as client:
@@ -223,6 +232,17 @@ class TestEndIfIdle:
     async def test_a_failed_start_cannot_be_known_to_be_idle(self) -> None:
         async with open_world(Status.FAILED) as world, world.client() as client:
             assert (await client.post("/terminate?if_idle=true")).status_code == 503
+
+    async def test_a_failed_apply_does_not_keep_an_idle_compute_from_ending(self) -> None:
+        """T-09: what counts is that Postgres runs and can be asked."""
+        async with open_world() as world, world.client() as client:
+            bring_through(world)
+            world.compute.apply(ev.ApplyFailed(error="a tenant's doing"))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.post, "/terminate?if_idle=true")
+                await stands(lambda: world.status is Status.TERMINATION_PENDING_FAST)
+                assert world.host.watch.looks
+                world.finish_termination(ev.Terminated())
 
     async def test_an_empty_compute_is_idle(self) -> None:
         async with open_world(Status.EMPTY) as world, world.client() as client:

@@ -46,12 +46,13 @@ def _error(description: str) -> Reply:
 
 
 WRONG_STATUS = _error("The status of the compute does not allow it.")
+NO_POSTGRES = _error("Postgres does not run, or is being ended.")
 TERMINATING = _error("The compute is terminating.")
 BAD_QUERY = _error("A parameter is missing or cannot be understood.")
 BUSY = _error("One that was begun earlier still runs.")
 INTERNAL = _error("It failed; the text says how.")
 TIMED_OUT = _error("Postgres did not do it in time.")
-SQL_PROBLEMS = {412: WRONG_STATUS, 500: INTERNAL, 503: TERMINATING, 504: TIMED_OUT}
+SQL_PROBLEMS = {412: NO_POSTGRES, 500: INTERNAL, 503: TERMINATING, 504: TIMED_OUT}
 NOT_FOUND = _error("An object that was named does not exist.")
 BODY_PROBLEMS = {
     400: _error("The body is not JSON, or what it says is not acceptable."),
@@ -80,7 +81,7 @@ CACHE_AND_PROMOTION: tuple[Operation, ...] = (
         handler=begin_prewarm,
         summary="Begin to fill the local file cache from a stored list of pages.",
         query=asked.PrewarmQuery,
-        replies={202: Reply(None, "It has begun."), 400: BAD_QUERY, 412: WRONG_STATUS, 429: BUSY, 503: TERMINATING},
+        replies={202: Reply(None, "It has begun."), 400: BAD_QUERY, 412: NO_POSTGRES, 429: BUSY, 503: TERMINATING},
     ),
     Operation(
         method="DELETE",
@@ -101,7 +102,7 @@ CACHE_AND_PROMOTION: tuple[Operation, ...] = (
         path="/lfc/offload",
         handler=begin_offload,
         summary="Begin to store the list of cached pages.",
-        replies={202: Reply(None, "It has begun."), 412: WRONG_STATUS, 429: BUSY, 503: TERMINATING},
+        replies={202: Reply(None, "It has begun."), 412: NO_POSTGRES, 429: BUSY, 503: TERMINATING},
     ),
     Operation(
         method="POST",
@@ -233,12 +234,10 @@ EXTERNAL: tuple[Operation, ...] = (
         summary="Tell the definitions of a database as SQL, as pg_dump writes them.",
         query=asked.SchemaQuery,
         replies={
-            200: Reply(str, "The definitions; broken off if pg_dump fails in the middle.", SQL_TEXT),
+            200: Reply(str, "The definitions; broken off if pg_dump fails in the middle, or takes too long.", SQL_TEXT),
             400: BAD_QUERY,
             404: _error("There is no such database."),
-            412: WRONG_STATUS,
-            500: INTERNAL,
-            503: TERMINATING,
+            **SQL_PROBLEMS,
         },
         waits=always,
     ),
