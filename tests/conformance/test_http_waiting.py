@@ -167,7 +167,6 @@ class TestProbes:
             codes = [(await client.get(path)).status_code for path in ("/livez", "/readyz", "/startupz")]
             assert codes == [live, ready, started]
 
-
     async def test_a_failed_apply_changes_none_of_them(self) -> None:
         """T-09: Postgres takes connections as before."""
         async with open_world() as world, world.client(None) as client:

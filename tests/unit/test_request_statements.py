@@ -10,7 +10,7 @@ import pytest
 
 from tests.tenants.sql_reading import unqualified
 from trio_compute.db import (
-    database_exists,
+    database_encoding,
     dump_waits,
     grants,
     insights,
@@ -23,7 +23,7 @@ from trio_compute.plan import extension_script
 from trio_compute.plan.extension_script import Facts, ways_to
 
 MODULES = (
-    *(database_exists, dump_waits, grants, insights, install_extension, installed_extensions, listing),
+    *(database_encoding, dump_waits, grants, insights, install_extension, installed_extensions, listing),
     *(request_session, extension_script),
 )
 _STATEMENT = re.compile(r"\A(?:SELECT|WITH|LOCK|SET|GRANT|CREATE|ALTER|DROP|INSERT|UPDATE|DELETE) ")
@@ -49,7 +49,7 @@ def test_the_statements_are_found() -> None:
     """T-01: a module without any would be passed over in silence."""
     assert len(CONSTANTS) >= 20
     assert {name.partition(".")[0] for name in CONSTANTS} >= {
-        *("database_exists", "dump_waits", "grants", "insights", "installed_extensions", "listing"),
+        *("database_encoding", "dump_waits", "grants", "insights", "installed_extensions", "listing"),
         "extension_script",
     }
 

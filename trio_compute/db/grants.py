@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from trio_compute.db.maintenance import Connection
-from trio_compute.db.request_session import READ_ONLY, open_request_session, rows
+from trio_compute.db.request_session import READ_ONLY, as_stored, open_request_session, rows, run
 from trio_compute.db.turns import in_turn, repeated
 from trio_compute.db.verdict import verdict
 from trio_compute.errors import Conflicting, NotFound, SqlFailed
@@ -60,13 +60,13 @@ async def _grant(connection: Connection, schema: str, role: str, privileges: Seq
         missing = await _missing(connection, schema, role, privileges)
         if missing:
             words = ", ".join(missing)
-            statement = f"GRANT {words} ON SCHEMA {identifier(schema)} TO {identifier(role)}"
-            await connection.execute(statement.encode())
+            place = identifier(as_stored(connection, schema))
+            await run(connection, f"GRANT {words} ON SCHEMA {place} TO {identifier(role)}")
     return missing
 
 
 async def _missing(connection: Connection, schema: str, role: str, privileges: Sequence[str]) -> list[str]:
-    [(role_id, schema_id, is_replica)] = await rows(connection, _FOUND, role, schema)
+    [(role_id, schema_id, is_replica)] = await rows(connection, _FOUND, role, as_stored(connection, schema))
     if schema_id is None:
         raise NotFound(f"schema {schema!r} does not exist")
     if role_id is None:

@@ -9,7 +9,7 @@ import psycopg
 import trio
 
 from trio_compute.db.maintenance import Connection
-from trio_compute.db.request_session import open_request_session, rows, shown
+from trio_compute.db.request_session import open_request_session, rows, run, shown
 from trio_compute.db.turns import in_turn, repeated
 from trio_compute.db.verdict import verdict
 from trio_compute.errors import Conflicting, NotFound, SqlFailed
@@ -90,17 +90,17 @@ async def _is_supported(connection: Connection, name: str, way: plan.Way, deadli
 
 async def _go(connection: Connection, name: str, way: plan.Way, deadlines: Deadlines) -> None:
     for statement in way.before:
-        await connection.execute(statement.encode())
+        await run(connection, statement)
     await _require_nothing_foreign(connection, name, way, deadlines)
     for statement in (way.script, *way.after):
-        await connection.execute(statement.encode())
+        await run(connection, statement)
 
 
 async def _require_nothing_foreign(connection: Connection, name: str, way: plan.Way, deadlines: Deadlines) -> None:
     """Raise Conflicting if the script would find what a tenant has made, or could find it in a moment."""
     open_schemas = [schema for (schema,) in await rows(connection, plan.OPEN_SCHEMAS, list(way.watched))]
     if open_schemas:
-        await connection.execute(plan.LOCK_MAKERS.encode())
+        await run(connection, plan.LOCK_MAKERS)
         await _wait_for_writers(connection, open_schemas, deadlines.extension_writers)
     found = await rows(connection, plan.FOREIGN_OBJECTS, list(way.watched))
     found += await rows(connection, plan.FOREIGN_MEMBERS, name)
@@ -120,7 +120,7 @@ async def _wait_for_writers(connection: Connection, schemas: list[str], patience
     with trio.move_on_after(patience_seconds):
         while remaining:
             await trio.sleep(POLL_SECONDS)
-            await connection.execute(plan.LOOK_ANEW.encode())
+            await run(connection, plan.LOOK_ANEW)
             now = dict(await rows(connection, plan.OPEN_WRITERS))
             remaining = {xid: who for xid, who in first.items() if xid in now}
     if remaining:

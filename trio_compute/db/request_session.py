@@ -9,8 +9,10 @@ from typing import Any
 import psycopg
 import trio
 from msgspec import structs
+from psycopg._encodings import pg2pyenc
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
+from psycopg.types.string import StrDumperUnknown
 
 from trio_compute.db.maintenance import Connection, ConnectRefused, failure_text, maintenance_target, open_maintenance
 from trio_compute.errors import NotFound, SqlFailed, TimedOut
@@ -22,6 +24,8 @@ DISK_FULL = "53100"
 READ_ONLY = "25006"
 _TIMEOUTS = frozenset({"57014", "55P03"})
 _TEXTS = ("text", "name", "varchar", "bpchar")
+# In these a name is what its bytes are; in all others Postgres would have converted it for us.
+_AS_THEY_ARE = frozenset({b"UTF8", b"SQL_ASCII"})
 
 
 class _TextLoader(Loader):
@@ -29,6 +33,13 @@ class _TextLoader(Loader):
 
     def load(self, data: Buffer) -> str:
         return bytes(data).decode("utf-8", "surrogateescape")
+
+
+class _TextDumper(StrDumperUnknown):
+    """Give such bytes back as they came."""
+
+    def dump(self, obj: str) -> bytes:
+        return obj.encode("utf-8", "surrogateescape")
 
 
 @asynccontextmanager
@@ -79,6 +90,7 @@ async def _carry_bytes(connection: Connection) -> None:
     await connection.execute("SET client_encoding = 'SQL_ASCII'")
     for name in _TEXTS:
         connection.adapters.register_loader(name, _TextLoader)
+    connection.adapters.register_dumper(str, _TextDumper)
     # What a tenant may have set for the database would let a check look at the past.
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
@@ -97,6 +109,30 @@ def shown(value: str) -> str:
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def decoded(connection: Connection, value: str) -> str:
+    """Return a text that is in the encoding of the database, with replacement characters for what is not."""
+    return value.encode("utf-8", "surrogateescape").decode(_codec(connection), "replace")
+
+
+def as_stored(connection: Connection, name: str) -> str:
+    """Return a name as the encoding of the database has it; roles and databases belong to no database."""
+    try:
+        return name.encode(_codec(connection)).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # then nothing there has that name
+        return name
+
+
+def _codec(connection: Connection) -> str:
+    encoding = connection.pgconn.parameter_status(b"server_encoding") or b"UTF8"
+    return "utf-8" if encoding in _AS_THEY_ARE else pg2pyenc(encoding)
+
+
+async def run(connection: Connection, statement: str) -> None:
+    """Send a statement without parameters."""
+    await connection.execute(statement.encode("utf-8", "surrogateescape"))
+
+
 async def rows(connection: Connection, query: str, *parameters: object) -> list[tuple[Any, ...]]:
     """Return all rows of a query."""
-    return await (await connection.execute(query.encode(), parameters or None)).fetchall()
+    sent = query.encode("utf-8", "surrogateescape")
+    return await (await connection.execute(sent, parameters or None)).fetchall()
