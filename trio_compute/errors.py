@@ -67,7 +67,7 @@ class Conflicting(PostgresError):
 
 
 class TimedOut(PostgresError):
-    """Report that Postgres did not do in time what was asked for, and what it was that took so long if that is known."""
+    """Report that Postgres did not do in time what was asked for, with the reason if it is known."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(f"timed out: {reason}" if reason else "timed out")

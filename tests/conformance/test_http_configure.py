@@ -179,8 +179,10 @@ class TestRefused:
             ),
             (
                 {"cluster": {"roles": [{"name": "public"}], "databases": []}},
-                "$.cluster.roles[0].name: role name 'public' is reserved by Postgres (hint: choose a name that is"
-                " neither public nor none and does not begin with pg_)",
+                (
+                    "$.cluster.roles[0].name: role name 'public' is reserved by Postgres (hint: choose a name that is"
+                    " neither public nor none and does not begin with pg_)"
+                ),
             ),
             (
                 {"cluster": {"roles": [], "databases": [], "postgresql_conf": "a = 'x\0'"}},

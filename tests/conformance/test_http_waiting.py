@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from msgspec import structs
 
 from tests.component.http.raw import connect, request_text
 from tests.component.http.world import PATIENCE_SECONDS, World, open_world, stands
@@ -227,6 +228,19 @@ class TestEndIfIdle:
             assert "did not answer" in response.json()["error"]
             assert world.status is Status.RUNNING
             assert [sig for _, sig in world.host.child.signals][1:] in ([], [signal.SIGCONT])
+
+    async def test_a_look_that_never_ends_is_given_up_and_the_postmaster_goes_on(self) -> None:
+        """T-13: every wait has a limit, that of connecting and that of looking together."""
+        async with open_world() as world, world.client() as client:
+            world.life.compute.settings = structs.replace(
+                world.life.compute.settings, deadlines=structs.replace(world.host.settings.deadlines, idle_look=0.2)
+            )
+            world.host.watch.look_seconds = 0.15
+            response = await client.post("/terminate?if_idle=true")
+            assert response.status_code == 503
+            assert response.json()["error"].endswith("no answer within 0.2 s")
+            assert world.status is Status.RUNNING
+            assert [sig for _, sig in world.host.child.signals] == [signal.SIGSTOP, signal.SIGCONT]
 
     async def test_a_failed_start_cannot_be_known_to_be_idle(self) -> None:
         async with open_world(Status.FAILED) as world, world.client() as client:

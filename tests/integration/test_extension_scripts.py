@@ -24,12 +24,12 @@ pytestmark = pytest.mark.postgres
 
 # `lower(varchar)` is nothing that Postgres has: it takes its own `lower(text)`, or whatever fits better.
 CALLS = "SELECT lower('X'::varchar), 1::int2 <-> 2::int2;"
-TABLE = "CREATE TABLE {0}_note (text text); GRANT ALL ON {0}_note TO PUBLIC;"
+TABLE = "CREATE TABLE {0}_note (text text UNIQUE); GRANT ALL ON {0}_note TO PUBLIC;"
 OPERATOR = (
     "CREATE FUNCTION {0}_far(int, int) RETURNS int LANGUAGE sql AS 'SELECT 1';"
     "CREATE OPERATOR <-> (LEFTARG = int, RIGHTARG = int, FUNCTION = {0}_far);"
 )
-UPDATE = "INSERT INTO {0}_note VALUES ('updated');"
+UPDATE = "INSERT INTO {0}_note VALUES ('updated'); DELETE FROM {0}_note WHERE text = 'old';"
 # Name, and what its control file says beside the version.
 EXTENSIONS = {
     "movable": "relocatable = true\ntrusted = true",
@@ -168,7 +168,7 @@ async def test_an_extension_that_a_tenant_owns_as_a_whole_is_not_updated(tenant:
         " $$ BEGIN PERFORM public.rise(); RETURN NEW; END $$;"
         "CREATE TRIGGER t BEFORE INSERT ON lowly_note FOR EACH ROW EXECUTE FUNCTION public.on_write()"
     )
-    with pytest.raises(Conflicting, match="table .*lowly_note"):
+    with pytest.raises(Conflicting, match=r"table .*lowly_note"):
         await tenant.install("lowly", "1.1")
     assert not tenant.has_risen
 
@@ -185,6 +185,41 @@ async def test_a_trigger_on_a_table_of_the_extension_is_named(tenant: Tenant, na
     with pytest.raises(Conflicting, match=f"trigger t on table .*{name}_note"):
         await tenant.install(name, "1.1")
     assert not tenant.has_risen
+
+
+ON_DELETE = (
+    "CREATE FUNCTION public.on_delete() RETURNS trigger LANGUAGE plpgsql AS"
+    " $$ BEGIN PERFORM public.rise(); RETURN NULL; END $$;"
+    "CREATE TABLE public.reader (text text REFERENCES {0}_note (text) ON DELETE CASCADE);"
+    "INSERT INTO {0}_note VALUES ('old'); INSERT INTO public.reader VALUES ('old');"
+    "CREATE TRIGGER t AFTER DELETE ON public.reader FOR EACH ROW EXECUTE FUNCTION public.on_delete()"
+)
+
+
+@pytest.mark.parametrize("name", ["movable", "immovable"])
+async def test_a_table_that_refers_to_one_of_the_extension_is_named(tenant: Tenant, name: str) -> None:
+    """T-02: the triggers of a cascade run as who deleted; before 18 that was the script."""
+    tenant.server.sql(f"CREATE EXTENSION {name}", database=tenant.database)
+    tenant.do(ON_DELETE.format(name))
+    with pytest.raises(Conflicting, match="constraint reader_text_fkey on table"):
+        await tenant.install(name, "1.1")
+    assert not tenant.has_risen
+    tenant.do("DROP TABLE public.reader; DROP FUNCTION public.on_delete(), public.rise()")
+    assert await tenant.install(name, "1.1")
+
+
+async def test_a_trigger_on_a_table_of_a_required_extension_is_named(tenant: Tenant) -> None:
+    """T-02: the script of the one may write to the tables of the other."""
+    tenant.server.sql("CREATE SCHEMA closed; CREATE EXTENSION movable SCHEMA closed", database=tenant.database)
+    tenant.server.sql("GRANT USAGE ON SCHEMA closed TO PUBLIC", database=tenant.database)
+    tenant.do(
+        "CREATE FUNCTION public.on_write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;"
+        "CREATE TRIGGER t BEFORE INSERT ON closed.movable_note FOR EACH ROW EXECUTE FUNCTION public.on_write()"
+    )
+    with pytest.raises(Conflicting, match=r"trigger t on table closed\.movable_note"):
+        await tenant.install("addon")
+    tenant.do("DROP FUNCTION public.on_write() CASCADE")
+    assert await tenant.install("addon")
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])

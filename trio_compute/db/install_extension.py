@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from functools import partial
 
 import psycopg
 import trio
+from msgspec import Struct
 
 from trio_compute.db.maintenance import Connection
 from trio_compute.db.request_session import open_request_session, rows, run, shown
@@ -45,6 +47,14 @@ async def install_extension(connstr: str, database: str, name: str, version: str
     return is_done
 
 
+class _Task(Struct, frozen=True):
+    """Hold what is the same in all ways: who is installed, what it requires, how long to wait for others."""
+
+    name: str
+    required: tuple[str, ...]
+    patience_seconds: float
+
+
 async def _install(connection: Connection, name: str, version: str, deadlines: Deadlines) -> bool:
     async with connection.transaction():
         [found] = await rows(connection, plan.FACTS, name, version)
@@ -53,67 +63,63 @@ async def _install(connection: Connection, name: str, version: str, deadlines: D
             return False
         if facts.version is None and not facts.is_available:
             raise NotFound(f"extension {name!r} is not available")
-        required = await _required_schemas(connection, name, facts)
+        task = _Task(name, tuple(await _required(connection, name, facts)), deadlines.extension_writers)
+        schemas = [schema for (schema,) in await rows(connection, plan.SCHEMAS_OF, list(task.required))]
         workshop = plan.WORKSHOP_PREFIX + secrets.token_hex(12)
-        *others, last = plan.ways_to(name, version, facts, workshop, required)
+        *others, last = plan.ways_to(name, version, facts, workshop, schemas)
         for way in others:
-            if await _is_supported(connection, name, way, deadlines):
+            if await _is_supported(connection, task, way):
                 return True
-        await _go(connection, name, last, deadlines)
+        await _go(connection, task, last)
     return True
 
 
-async def _required_schemas(connection: Connection, name: str, facts: plan.Facts) -> list[str]:
+async def _required(connection: Connection, name: str, facts: plan.Facts) -> list[str]:
     required = [each for (each,) in await rows(connection, plan.REQUIRED, name)]
-    if facts.will_be_relocatable is None and facts.is_available:
-        required += await _required_by_control_file(connection, name)
-    return [schema for (schema,) in await rows(connection, plan.SCHEMAS_OF, required)]
-
-
-async def _required_by_control_file(connection: Connection, name: str) -> list[str]:
-    """Return what an extension may require whose version Postgres does not list, because it is yet to be downloaded."""
+    if facts.will_be_relocatable is not None or not facts.is_available:
+        return required
+    # Postgres does not list the version, because it is yet to be downloaded.
     [(control_file,)] = await rows(connection, plan.CONTROL_FILE, name)
     if control_file is not None:
-        return plan.required_by(control_file)
+        return [*required, *plan.required_by(control_file)]
     return [each for (each,) in await rows(connection, plan.INSTALLED)]
 
 
-async def _is_supported(connection: Connection, name: str, way: plan.Way, deadlines: Deadlines) -> bool:
+async def _is_supported(connection: Connection, task: _Task, way: plan.Way) -> bool:
     """Go one way and return True, or undo it and return False if Postgres says that it does not support it."""
     try:
         async with connection.transaction():
-            await _go(connection, name, way, deadlines)
+            await _go(connection, task, way)
     except psycopg.errors.FeatureNotSupported:
         return False
     return True
 
 
-async def _go(connection: Connection, name: str, way: plan.Way, deadlines: Deadlines) -> None:
+async def _go(connection: Connection, task: _Task, way: plan.Way) -> None:
     for statement in way.before:
         await run(connection, statement)
-    await _require_nothing_foreign(connection, name, way, deadlines)
+    if way.shared:
+        await run(connection, plan.LOCK_MAKERS)
+        await _wait_for_writers(connection, way.shared, task.patience_seconds)
+    await _require_nothing_foreign(connection, task, way)
     for statement in (way.script, *way.after):
         await run(connection, statement)
 
 
-async def _require_nothing_foreign(connection: Connection, name: str, way: plan.Way, deadlines: Deadlines) -> None:
-    """Raise Conflicting if the script would find what a tenant has made, or could find it in a moment."""
-    open_schemas = [schema for (schema,) in await rows(connection, plan.OPEN_SCHEMAS, list(way.watched))]
-    if open_schemas:
-        await run(connection, plan.LOCK_MAKERS)
-        await _wait_for_writers(connection, open_schemas, deadlines.extension_writers)
+async def _require_nothing_foreign(connection: Connection, task: _Task, way: plan.Way) -> None:
+    """Raise Conflicting if the script would find, or set off, what a tenant has made."""
     found = await rows(connection, plan.FOREIGN_OBJECTS, list(way.watched))
-    found += await rows(connection, plan.FOREIGN_MEMBERS, name)
+    found += await rows(connection, plan.FOREIGN_MEMBERS, [task.name, *task.required])
     names = list(dict.fromkeys(shown(text) for (text,) in found))
     if names:
         more = ", …" if len(names) > plan.MOST_NAMED else ""
         raise Conflicting(
-            f"the script of extension {name!r} would run as superuser and find what is not a superuser's: "
+            f"the script of extension {task.name!r} would run as superuser and find what is not a superuser's: "
             f"{', '.join(names[: plan.MOST_NAMED])}{more}; move it to another schema, or drop it"
         )
 
 
-async def _wait_for_writers(connection: Connection, schemas: list[str], patience_seconds: float) -> None:
+async def _wait_for_writers(connection: Connection, schemas: Sequence[str], patience_seconds: float) -> None:
     """Wait until nobody can commit any more what he made before we locked; raise Conflicting if that takes long."""
     first = dict(await rows(connection, plan.OPEN_WRITERS))
     remaining = first

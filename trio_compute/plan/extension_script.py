@@ -46,15 +46,6 @@ SCHEMAS_OF = """\
 SELECT DISTINCT n.nspname::pg_catalog.text FROM pg_catalog.pg_extension e
 JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
 WHERE e.extname OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[])"""
-# Parameter: names of schemas. Those in which somebody but a superuser may create.
-OPEN_SCHEMAS = """\
-SELECT n.nspname::pg_catalog.text FROM pg_catalog.pg_namespace n
-JOIN pg_catalog.pg_authid owner ON owner.oid OPERATOR(pg_catalog.=) n.nspowner
-WHERE n.nspname OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[])
-  AND (NOT owner.rolsuper OR EXISTS (
-       SELECT FROM pg_catalog.aclexplode(n.nspacl) AS entry
-       LEFT JOIN pg_catalog.pg_authid grantee ON grantee.oid OPERATOR(pg_catalog.=) entry.grantee
-       WHERE entry.privilege_type OPERATOR(pg_catalog.=) 'CREATE' AND NOT coalesce(grantee.rolsuper, false)))"""
 # Parameter: names of schemas. What could be called from a script and is not a superuser's.
 FOREIGN_OBJECTS = """\
 SELECT pg_catalog.pg_describe_object(o.class, o.oid, 0)
@@ -67,13 +58,15 @@ JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.schema
 JOIN pg_catalog.pg_authid owner ON owner.oid OPERATOR(pg_catalog.=) o.owner
 WHERE n.nspname OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[]) AND NOT owner.rolsuper
 ORDER BY 1 LIMIT 11"""
-# Parameter: name. Members of an extension that are not a superuser's, and triggers on those that are.
+# Parameter: names of extensions. Members that are not a superuser's; triggers on members, and tables that refer to
+# members, whose own triggers then run with the rights of who writes to those (but in 18).
 FOREIGN_MEMBERS = """\
 WITH member AS (
     SELECT d.classid, d.objid FROM pg_catalog.pg_depend d
     JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
     WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass::pg_catalog.oid
-      AND d.deptype OPERATOR(pg_catalog.=) 'e' AND e.extname OPERATOR(pg_catalog.=) %s)
+      AND d.deptype OPERATOR(pg_catalog.=) 'e'
+      AND e.extname OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[]))
 SELECT pg_catalog.pg_describe_object(m.classid, m.objid, 0)
 FROM member m
 JOIN pg_catalog.pg_shdepend s
@@ -91,6 +84,14 @@ JOIN pg_catalog.pg_trigger t
  AND m.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid
 JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid
 JOIN pg_catalog.pg_authid owner ON owner.oid OPERATOR(pg_catalog.=) p.proowner AND NOT owner.rolsuper
+UNION
+SELECT pg_catalog.pg_describe_object('pg_catalog.pg_constraint'::pg_catalog.regclass::pg_catalog.oid, c.oid, 0)
+FROM member m
+JOIN pg_catalog.pg_constraint c
+  ON c.confrelid OPERATOR(pg_catalog.=) m.objid AND c.contype OPERATOR(pg_catalog.=) 'f'
+ AND m.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid
+JOIN pg_catalog.pg_class referring ON referring.oid OPERATOR(pg_catalog.=) c.conrelid
+JOIN pg_catalog.pg_authid owner ON owner.oid OPERATOR(pg_catalog.=) referring.relowner AND NOT owner.rolsuper
 ORDER BY 1 LIMIT 11"""
 # Nobody can create or rename a function, operator, trigger or schema while this is held; reading goes on.
 LOCK_MAKERS = """\
@@ -125,12 +126,21 @@ class Facts(Struct, frozen=True):
 
 
 class Way(Struct, frozen=True):
-    """Be one way to run a script: statements for one transaction, and what to look into before `script`."""
+    """Be one way to run a script: statements for one transaction, and the schemas to look into before `script`.
+
+    In those of `watched` that are not `own` others may be at work: they must be kept out and awaited first.
+    """
 
     script: str
     watched: tuple[str, ...] = ()
+    own: str | None = None
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Return the watched schemas that others see."""
+        return tuple(schema for schema in self.watched if schema != self.own)
 
     @property
     def statements(self) -> tuple[str, ...]:
@@ -157,6 +167,7 @@ def isolated_update(name: str, workshop: str, *, version: str | None, schema: st
     return Way(
         before=(f"CREATE SCHEMA {place}", f"ALTER EXTENSION {extension} SET SCHEMA {place}"),
         watched=_watched((workshop, *required)),
+        own=workshop,
         script=f"ALTER EXTENSION {extension} UPDATE{to}",
         after=_return(name, schema, workshop),
     )
