@@ -71,6 +71,11 @@ class Deadlines(Struct, frozen=True, kw_only=True):
     # What a request that speaks SQL may take to connect, and in all (contract 03 A-15).
     request_connect: float = 5.0
     request_total: float = 60.0
+    extension_writers: float = 10.0  # for open transactions, before the script of an extension (11 T-02)
+    idle_look: float = 12.0  # is anybody working? while that lasts nobody can connect
+    dump_connect: float = 5.0
+    dump_lock: float = 10.0
+    dump_total: float = 300.0  # with the wait for its turn (11 T-13)
     # The neon library waits 60 s for an extension (06 R-18).
     extension_connect: float = 5.0
     extension_idle: float = 15.0

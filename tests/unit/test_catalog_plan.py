@@ -124,7 +124,7 @@ def test_the_superuser_has_its_name_from_one_place(monkeypatch: pytest.MonkeyPat
 
 def test_system_roles_are_passed_over() -> None:
     """K-17."""
-    listed = [role(name, MD5) for name in ("cloud_admin", "zenith_admin", P, "pg_x")]
+    listed = [role(name, MD5) for name in ("cloud_admin", "zenith_admin", P)]
     assert plan_catalog(of(listed), settled())[0].is_empty
 
 
