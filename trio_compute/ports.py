@@ -269,13 +269,13 @@ class Host(RuntimeSql, PostgresTools):
         from trio_compute.db.maintenance import (
             maintenance_target,
             open_maintenance,
-            turn_at,
             upgrade_neon_extension,
         )
+        from trio_compute.db.turns import changing
 
         deadlines = self.settings.deadlines
         target = maintenance_target(self.settings.connstr, "post_apply_config", deadlines)
-        async with turn_at(target), open_maintenance(target, deadlines) as connection:
+        async with changing(target), open_maintenance(target, deadlines) as connection:
             await upgrade_neon_extension(connection)
 
     def open_cache_session(self, purpose: str) -> AbstractAsyncContextManager[CacheSession]:

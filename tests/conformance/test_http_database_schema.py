@@ -14,12 +14,12 @@ from tests.component.http.world import World, open_world, stands
 from tests.fakes import specs
 from tests.fakes.host import FakeHost
 from tests.fakes.programs import install_program
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import TimedOut
 from trio_compute.host.run_as import RunAs
 from trio_compute.lifecycle.status import Status
 from trio_compute.postgres.dump_places import DumpPlaces
 from trio_compute.postgres.tools import PostgresTools
-from trio_compute.settings import Deadlines
 
 CONNSTR = "postgresql://cloud_admin:s3cr3tpassword@127.0.0.1:55433/postgres?options=-c%20a.b%3D1"
 URL = "/database_schema?database=postgres"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.bare_postgres import PRIVILEGED, BarePostgres, apply, fresh, wanted
+from trio_compute.deadlines import Deadlines
 from trio_compute.plan.catalog.failures import CatalogFailed
-from trio_compute.settings import Deadlines
 
 pytestmark = pytest.mark.postgres
 

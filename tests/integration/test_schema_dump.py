@@ -18,10 +18,10 @@ from tests.component.http.world import open_world, stands
 from tests.fakes import specs
 from tests.fakes.host import FakeHost
 from tests.integration.bare_postgres import BarePostgres, fresh
+from trio_compute.deadlines import Deadlines
 from trio_compute.embedded.free_ports import free_port
 from trio_compute.host.run_as import RunAs
 from trio_compute.postgres.tools import PostgresTools
-from trio_compute.settings import Deadlines
 
 pytestmark = pytest.mark.postgres
 

@@ -20,6 +20,7 @@ from tests.fakes.specs import parsed
 from tests.integration.compute import Rig
 from tests.integration.pageservers import SNAPSHOT_LSN, Leftovers, open_tcp_server
 from tests.integration.test_control_plane import ATTACHED, EXHAUSTED, Script, serving
+from trio_compute.deadlines import Deadlines
 from trio_compute.embedded.wire import Session, WireError, message, serve_session
 from trio_compute.errors import RemoteError, StorageError
 from trio_compute.host.run_as import RunAs
@@ -27,7 +28,6 @@ from trio_compute.lifecycle.status import Status
 from trio_compute.model.ids import INVALID_LSN, Lsn
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.plan.lease import lease_terms
-from trio_compute.settings import Deadlines
 from trio_compute.storage import control_plane
 from trio_compute.storage.control_plane import fetch_config
 from trio_compute.storage.lsn_lease import request_lease

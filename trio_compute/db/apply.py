@@ -20,17 +20,17 @@ from trio_compute.db.maintenance import (
     failure_text,
     maintenance_target,
     open_maintenance,
-    turn_at,
 )
 from trio_compute.db.occupants import Eviction, occupants
 from trio_compute.db.target import Target
+from trio_compute.db.turns import changing
 from trio_compute.db.watch import LockWatch
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.plan.catalog.failures import CatalogFailed, Failure
 from trio_compute.plan.catalog.operations import DatabaseWork, Operation, Phase, Plan, Subject
 from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.wanted import Wanted
-from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.metrics import CONFIGURE_STATEMENT_TIMEOUTS, metrics
@@ -65,7 +65,7 @@ async def apply_catalog(connstr: str, wanted: Wanted, *, workers: int, deadlines
     target = maintenance_target(connstr, PURPOSE, deadlines)
     try:
         with trio.fail_after(deadlines.catalog_total):
-            async with turn_at(target), open_maintenance(target, deadlines) as connection:
+            async with changing(target), open_maintenance(target, deadlines) as connection:
                 first = plan = await _plan(connection, wanted)
                 for _ in range(MOST_PLANS - 1):
                     failures = await _Execution(connection, target, workers, deadlines, spans).carry_out(plan)

@@ -10,9 +10,9 @@ from msgspec import structs
 
 from trio_compute.db.maintenance import Connection, failure_text, maintenance_target, open_maintenance
 from trio_compute.db.own_objects import require_own_schema
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.model.lfc import PrewarmInfo
-from trio_compute.settings import Deadlines
 
 _LOAD = "SELECT neon.prewarm_local_cache(%b)"
 _INFO = "SELECT total_pages, prewarmed_pages, skipped_pages, active_workers FROM neon.get_prewarm_info()"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trio_compute.db.request_session import open_request_session, rows
-from trio_compute.settings import Deadlines
+from trio_compute.db.request_session import open_request_session
+from trio_compute.deadlines import Deadlines
 
 _QUERY = """\
 SELECT pg_catalog.pg_encoding_to_char(encoding) FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) %s"""
@@ -12,5 +12,5 @@ SELECT pg_catalog.pg_encoding_to_char(encoding) FROM pg_catalog.pg_database WHER
 async def database_encoding(connstr: str, name: str, deadlines: Deadlines) -> str | None:
     """Return the encoding of a database, None if there is none of this name; raise PostgresError, also if late."""
     async with open_request_session(connstr, "database_schema", deadlines) as connection:
-        found = await rows(connection, _QUERY, name)
+        found = await connection.rows(_QUERY, name)
     return str(found[0][0]) if found else None

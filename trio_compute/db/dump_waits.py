@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from trio_compute.db.request_session import open_request_session, rows
-from trio_compute.settings import Deadlines
+from trio_compute.db.request_session import open_request_session
+from trio_compute.deadlines import Deadlines
 
 # Anybody can call himself what he likes; a superuser's sessions are ours.
 _WAITING = """\
@@ -18,4 +18,4 @@ WHERE a.wait_event_type OPERATOR(pg_catalog.=) 'Lock'
 async def dumps_that_wait(connstr: str, names: Collection[str], deadlines: Deadlines) -> set[str]:
     """Return those of some dumps that wait for a lock now; raise PostgresError if Postgres cannot be asked in time."""
     async with open_request_session(connstr, "database_schema", deadlines) as connection:
-        return {name for (name,) in await rows(connection, _WAITING, list(names))}
+        return {name for (name,) in await connection.rows(_WAITING, list(names))}

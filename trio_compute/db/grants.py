@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from trio_compute.db.maintenance import Connection
-from trio_compute.db.request_session import READ_ONLY, as_stored, open_request_session, rows, run
+from trio_compute.db.request_session import READ_ONLY, as_stored, open_request_session
 from trio_compute.db.turns import in_turn, repeated
 from trio_compute.db.verdict import verdict
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import Conflicting, NotFound, SqlFailed
 from trio_compute.plan.catalog.quoting import identifier
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 _FOUND = """\
@@ -56,21 +56,21 @@ async def grant_on_schema(
 
 
 async def _grant(connection: Connection, schema: str, role: str, privileges: Sequence[str]) -> list[str]:
-    async with connection.transaction():
+    async with connection.changes():
         missing = await _missing(connection, schema, role, privileges)
         if missing:
             words = ", ".join(missing)
             place = identifier(as_stored(connection, schema))
-            await run(connection, f"GRANT {words} ON SCHEMA {place} TO {identifier(role)}")
+            await connection.rows(f"GRANT {words} ON SCHEMA {place} TO {identifier(role)}")
     return missing
 
 
 async def _missing(connection: Connection, schema: str, role: str, privileges: Sequence[str]) -> list[str]:
-    [(role_id, schema_id, is_replica)] = await rows(connection, _FOUND, role, as_stored(connection, schema))
+    [(role_id, schema_id, is_replica)] = await connection.rows(_FOUND, role, as_stored(connection, schema))
     if schema_id is None:
         raise NotFound(f"schema {schema!r} does not exist")
     if role_id is None:
         raise NotFound(f"role {role!r} does not exist")
     wanted = list(dict.fromkeys(privileges))
-    found = await rows(connection, _PRIVILEGES, schema_id, role_id, role_id, schema_id, wanted)
+    found = await connection.rows(_PRIVILEGES, schema_id, role_id, role_id, schema_id, wanted)
     return [name for name, direct, effective in found if not (direct or (is_replica and effective))]

@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import psycopg
 
+from trio_compute.db.carried_text import escaped
 from trio_compute.db.maintenance import Connection
-from trio_compute.db.request_session import decoded, open_request_session, rows, shown
+from trio_compute.db.request_session import decoded, open_request_session
+from trio_compute.deadlines import Deadlines
 from trio_compute.model import catalog_rules
 from trio_compute.plan.catalog.quoting import identifier
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.redaction import redact
 
@@ -59,20 +60,20 @@ async def collect_insights(connstr: str, deadlines: Deadlines) -> list[dict[str,
 
 
 async def _schema(connection: Connection) -> str | None:
-    for schema, is_ours in await rows(connection, _PLACE):
+    for schema, is_ours in await connection.rows(_PLACE):
         if is_ours:
             return str(schema)
-        log.warning("no insights: who owns the schema of pg_stat_statements is no superuser", schema=shown(schema))
+        log.warning("no insights: who owns the schema of pg_stat_statements is no superuser", schema=escaped(schema))
     return None
 
 
 async def _slowest(connection: Connection, schema: str) -> list[tuple[Any, ...]]:
     query = _SLOWEST.format(schema=identifier(schema))
     try:
-        return await rows(connection, query, True, catalog_rules.SUPERUSER, MAX_STATEMENTS)
+        return await connection.rows(query, True, catalog_rules.SUPERUSER, MAX_STATEMENTS)
     except _UNCONVERTIBLE as error:
         log.warning("insights without the texts: one cannot be converted", sqlstate=error.sqlstate)
-    return await rows(connection, query, False, catalog_rules.SUPERUSER, MAX_STATEMENTS)
+    return await connection.rows(query, False, catalog_rules.SUPERUSER, MAX_STATEMENTS)
 
 
 def _presentable(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,14 @@ import psycopg
 import trio
 from msgspec import Struct
 
+from trio_compute.db.carried_text import escaped
 from trio_compute.db.maintenance import Connection
-from trio_compute.db.request_session import open_request_session, rows, run, shown
+from trio_compute.db.request_session import open_request_session
 from trio_compute.db.turns import in_turn, repeated
 from trio_compute.db.verdict import verdict
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import Conflicting, NotFound, SqlFailed
 from trio_compute.plan import extension_script as plan
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 POLL_SECONDS = 0.02
@@ -56,15 +57,15 @@ class _Task(Struct, frozen=True):
 
 
 async def _install(connection: Connection, name: str, version: str, deadlines: Deadlines) -> bool:
-    async with connection.transaction():
-        [found] = await rows(connection, plan.FACTS, name, version)
+    async with connection.changes():
+        [found] = await connection.rows(plan.FACTS, name, version)
         facts = plan.Facts(*found)
         if facts.version == version:
             return False
         if facts.version is None and not facts.is_available:
             raise NotFound(f"extension {name!r} is not available")
         task = _Task(name, tuple(await _required(connection, name, facts)), deadlines.extension_writers)
-        schemas = [schema for (schema,) in await rows(connection, plan.SCHEMAS_OF, list(task.required))]
+        schemas = [schema for (schema,) in await connection.rows(plan.SCHEMAS_OF, list(task.required))]
         workshop = plan.WORKSHOP_PREFIX + secrets.token_hex(12)
         *others, last = plan.ways_to(name, version, facts, workshop, schemas)
         for way in others:
@@ -75,14 +76,14 @@ async def _install(connection: Connection, name: str, version: str, deadlines: D
 
 
 async def _required(connection: Connection, name: str, facts: plan.Facts) -> list[str]:
-    required = [each for (each,) in await rows(connection, plan.REQUIRED, name)]
+    required = [each for (each,) in await connection.rows(plan.REQUIRED, name)]
     if facts.will_be_relocatable is not None or not facts.is_available:
         return required
     # Postgres does not list the version, because it is yet to be downloaded.
-    [(control_file,)] = await rows(connection, plan.CONTROL_FILE, name)
+    [(control_file,)] = await connection.rows(plan.CONTROL_FILE, name)
     if control_file is not None:
         return [*required, *plan.required_by(control_file)]
-    return [each for (each,) in await rows(connection, plan.INSTALLED)]
+    return [each for (each,) in await connection.rows(plan.INSTALLED)]
 
 
 async def _is_supported(connection: Connection, task: _Task, way: plan.Way) -> bool:
@@ -97,20 +98,20 @@ async def _is_supported(connection: Connection, task: _Task, way: plan.Way) -> b
 
 async def _go(connection: Connection, task: _Task, way: plan.Way) -> None:
     for statement in way.before:
-        await run(connection, statement)
+        await connection.rows(statement)
     if way.shared:
-        await run(connection, plan.LOCK_MAKERS)
+        await connection.rows(plan.LOCK_MAKERS)
         await _wait_for_writers(connection, way.shared, task.patience_seconds)
     await _require_nothing_foreign(connection, task, way)
     for statement in (way.script, *way.after):
-        await run(connection, statement)
+        await connection.rows(statement)
 
 
 async def _require_nothing_foreign(connection: Connection, task: _Task, way: plan.Way) -> None:
     """Raise Conflicting if the script would find, or set off, what a tenant has made."""
-    found = await rows(connection, plan.FOREIGN_OBJECTS, list(way.watched))
-    found += await rows(connection, plan.FOREIGN_MEMBERS, [task.name, *task.required])
-    names = list(dict.fromkeys(shown(text) for (text,) in found))
+    found = await connection.rows(plan.FOREIGN_OBJECTS, list(way.watched))
+    found += await connection.rows(plan.FOREIGN_MEMBERS, [task.name, *task.required])
+    names = list(dict.fromkeys(escaped(text) for (text,) in found))
     if names:
         more = ", …" if len(names) > plan.MOST_NAMED else ""
         raise Conflicting(
@@ -121,14 +122,14 @@ async def _require_nothing_foreign(connection: Connection, task: _Task, way: pla
 
 async def _wait_for_writers(connection: Connection, schemas: Sequence[str], patience_seconds: float) -> None:
     """Wait until nobody can commit any more what he made before we locked; raise Conflicting if that takes long."""
-    first = dict(await rows(connection, plan.OPEN_WRITERS))
+    first = dict(await connection.rows(plan.OPEN_WRITERS))
     remaining = first
     with trio.move_on_after(patience_seconds):
         while remaining:
             await trio.sleep(POLL_SECONDS)
-            await run(connection, plan.LOOK_ANEW)
-            now = dict(await rows(connection, plan.OPEN_WRITERS))
+            await connection.rows(plan.LOOK_ANEW)
+            now = dict(await connection.rows(plan.OPEN_WRITERS))
             remaining = {xid: who for xid, who in first.items() if xid in now}
     if remaining:
-        places, who = ", ".join(map(shown, schemas)), "; ".join(shown(text) for text in remaining.values())
+        places, who = ", ".join(map(escaped, schemas)), "; ".join(escaped(text) for text in remaining.values())
         raise Conflicting(f"who may be making something in schema {places} has not committed yet: {who}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from trio_compute.db.request_session import is_text, open_request_session, rows, shown
+from trio_compute.db.carried_text import escaped, is_text
+from trio_compute.db.request_session import open_request_session
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError, cause_chain
 from trio_compute.plan.extension_statistics import InstalledExtension, Statistics
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 PURPOSE = "get_installed_extensions"
@@ -28,12 +29,12 @@ async def collect_installed_extensions(
     Raises PostgresError if not even the databases can be listed.
     """
     async with open_request_session(connstr, PURPOSE, deadlines) as connection:
-        databases = await rows(connection, _DATABASES, max_databases)
+        databases = await connection.rows(_DATABASES, max_databases)
     if databases and databases[0][1] > max_databases:
         log.warning("not all databases are looked at", databases=databases[0][1], looked_at=max_databases)
     found: list[InstalledExtension] = []
     failures = 0
-    unreadable = [shown(name) for name, _ in databases if not is_text(name)]
+    unreadable = [escaped(name) for name, _ in databases if not is_text(name)]
     if unreadable:
         log.warning("databases whose names are not UTF-8 are not looked at", databases=", ".join(unreadable))
     for name in (name for name, _ in databases if is_text(name)):
@@ -47,4 +48,4 @@ async def collect_installed_extensions(
 
 async def _extensions_of(connstr: str, database: str, deadlines: Deadlines) -> list[InstalledExtension]:
     async with open_request_session(connstr, PURPOSE, deadlines, database=database) as connection:
-        return [InstalledExtension.of(*row) for row in await rows(connection, _EXTENSIONS)]
+        return [InstalledExtension.of(*row) for row in await connection.rows(_EXTENSIONS)]

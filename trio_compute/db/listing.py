@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trio_compute.db.request_session import is_text, open_request_session, rows, shown
+from trio_compute.db.carried_text import escaped, is_text
+from trio_compute.db.request_session import open_request_session
+from trio_compute.deadlines import Deadlines
 from trio_compute.model.responses import CatalogDatabase, CatalogResponse, CatalogRole
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 MOST_SHOWN = 10
@@ -29,8 +30,8 @@ async def list_catalog(connstr: str, deadlines: Deadlines, *, hide_passwords: bo
     whole one.
     """
     async with open_request_session(connstr, "get_dbs_and_roles", deadlines) as connection:
-        roles = await rows(connection, _ROLES_ONLY if hide_passwords else _ROLES)
-        databases = await rows(connection, _DATABASES)
+        roles = await connection.rows(_ROLES_ONLY if hide_passwords else _ROLES)
+        databases = await connection.rows(_DATABASES)
     _tell_unreadable([row[:1] for row in roles] + [row[:2] for row in databases])
     return CatalogResponse(
         [CatalogRole(*row) for row in roles if is_text(row[0])],
@@ -39,7 +40,7 @@ async def list_catalog(connstr: str, deadlines: Deadlines, *, hide_passwords: bo
 
 
 def _tell_unreadable(names: Sequence[tuple[Any, ...]]) -> None:
-    unreadable = [shown(name) for row in names for name in row if not is_text(name)]
+    unreadable = [escaped(name) for row in names for name in row if not is_text(name)]
     found = list(dict.fromkeys(unreadable))
     if found:
         more = ", …" if len(found) > MOST_SHOWN else ""

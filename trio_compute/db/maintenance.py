@@ -25,12 +25,12 @@ from trio_compute.db.fortress import (
 )
 from trio_compute.db.refusal import refusal
 from trio_compute.db.target import Target
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.model import catalog_rules
 from trio_compute.model.catalog_rules import FORMER_SUPERUSER
 from trio_compute.plan.catalog.blocks import NOTABLE
 from trio_compute.plan.catalog.quoting import identifier, literal
-from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
 
@@ -48,7 +48,6 @@ SELECT 1 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_authid o ON o.oid OPE
 WHERE e.extname OPERATOR(pg_catalog.=) 'neon' AND o.rolsuper"""
 # Whether the server at a host and port knows the options of 17; learnt from its first session.
 _is_modern: dict[tuple[str, int], bool] = {}
-_turns: dict[tuple[str, int], trio.Lock] = {}
 
 log = get_logger("catalog")
 
@@ -95,14 +94,6 @@ def fortress_options(connstr: str, deadlines: Deadlines) -> str:
     """Return the options of such a session for a child that speaks SQL itself, such as pg_dump."""
     target = maintenance_target(connstr, "child", deadlines)
     return modern(target).options if _is_modern.get((target.host, target.port)) else target.options
-
-
-def turn_at(target: Target) -> trio.Lock:
-    """Return what keeps those apart that change the catalog of a server: a lock of ours, for any other could be held.
-
-    One compute has one server, and nobody else works on it as we do (K-14, contract 11 T-14).
-    """
-    return _turns.setdefault((target.host, target.port), trio.Lock())
 
 
 @asynccontextmanager

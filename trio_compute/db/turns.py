@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import psycopg
 import trio
+
+from trio_compute.db.target import Target
 
 PAUSES_SECONDS = (0.02, 0.1)
 _SERIALIZATION = frozenset({"40001", "40P01"})
@@ -27,6 +29,11 @@ async def in_turn(*subject: str) -> AsyncIterator[None]:
     lock = _locks.setdefault(subject, trio.Lock())
     async with lock:
         yield
+
+
+def changing(target: Target) -> AbstractAsyncContextManager[None]:
+    """Let one of us at a time change the catalog of a server: an apply, the migrations, an update of ours (K-14)."""
+    return in_turn(target.host, str(target.port))
 
 
 async def repeated(work: Callable[[], Awaitable[T]]) -> T:

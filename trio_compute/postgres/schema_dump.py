@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import HostError, PostgresError, TimedOut, cause_chain
 from trio_compute.host.process import kill_politely, reap, spawn
 from trio_compute.host.run_as import RunAs
 from trio_compute.postgres.dump_places import DumpPlaces
-from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
 

@@ -69,6 +69,7 @@ class PostgresTools:
 
     def schema_dump(self, database: str, encoding: str) -> SchemaDump:
         """Return a dump of a database's definitions that is not started yet."""
+        from trio_compute.db.maintenance import fortress_options
         from trio_compute.db.target import Target
         from trio_compute.postgres.binaries import sibling
         from trio_compute.postgres.dump_places import DumpPlaces
@@ -82,7 +83,7 @@ class PostgresTools:
             target,
             database,
             name=name,
-            options=target.options,
+            options=fortress_options(self.settings.connstr, limits),
             encoding=encoding,
             deadlines=limits,
         )
