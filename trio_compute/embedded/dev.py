@@ -129,6 +129,8 @@ async def _dev(options: argparse.Namespace, progress: Progress) -> int:
         try:
             report = await _run_computes(world, ports, options, progress)
         finally:
+            # A Postgres whose compute was killed still writes.
+            await end_left_over(world.data_directories())
             lsn = await trio.to_thread.run_sync(world.recover)
             if lsn is not None:
                 progress.say(f"saved at {lsn}: the next start continues from here")

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from trio_compute.embedded.impostors import Guard
 from trio_compute.embedded.timelines import Timeline
 from trio_compute.embedded.wire import PROTOCOL_3, message
 from trio_compute.errors import ComputeError, StorageError
@@ -32,8 +33,10 @@ STATUS = struct.Struct("!cqqqq?")
 SLOT = "wal_proposer_slot"
 """As Neon's own: the primary keeps what was not received yet, whatever its checkpoints would recycle."""
 
-QUIET = ("57", "55006")  # starting up or going down; the slot is still held by the last connection
+QUIET = "57"  # starting up or going down
 EXISTS = "42710"
+IN_USE = "55006"  # the slot, by our last connection or by somebody else
+CROWDED = "53300"
 
 Message = tuple[bytes, bytes]
 
@@ -53,6 +56,7 @@ class Client:
         self._stream = stream
         self._buffer = bytearray()
         self.parameters: dict[str, str] = {}
+        self.pid: int | None = None
 
     async def messages(self) -> list[Message]:
         """Return the messages that have arrived, waiting for one; raise EOFError at the end."""
@@ -99,17 +103,23 @@ class Client:
             for kind, body in arrived:
                 if kind == b"E":
                     failure = _error(body)
-                elif kind == b"R" and body != bytes(4):
-                    raise StorageError("the primary asks its safekeeper for a password")
-                elif kind == b"S":
-                    name, value, _ = body.decode(errors="replace").split("\0")
-                    self.parameters[name] = value
                 elif kind == b"D":
                     rows.append(_row(body))
                 elif kind == b"Z":
                     if failure is not None:
                         raise failure
                     return rows
+                else:
+                    self._note(kind, body)
+
+    def _note(self, kind: bytes, body: bytes) -> None:
+        if kind == b"R" and body != bytes(4):
+            raise StorageError("the primary asks its safekeeper for a password")
+        if kind == b"S":
+            name, value, _ = body.decode(errors="replace").split("\0")
+            self.parameters[name] = value
+        elif kind == b"K":
+            (self.pid,) = struct.unpack_from("!i", body)
 
     async def start_replication(self, lsn: Lsn, line: int) -> None:
         """Ask for WAL, which arrives as copy data."""
@@ -135,12 +145,15 @@ class Receiver:
         self._user = user
         self._ports = ports
         self._say = say
+        self._guard = Guard(user, APPLICATION_NAME, SLOT, say)
         self._last_trouble = ""
+        self._watches: trio.Nursery | None = None
         self.connected = trio.Event()
 
     async def run(self) -> None:
         """Connect, receive, and connect again, until cancelled."""
         async with trio.open_nursery() as nursery:
+            self._watches = nursery
             for port in self._ports:
                 nursery.start_soon(self._follow, port)
 
@@ -150,13 +163,24 @@ class Receiver:
             try:
                 pause = await self._session(port)
             except ReplicationError as error:
-                if not error.sqlstate.startswith(QUIET):
-                    pause = self._complain(error)
+                pause = await self._overcome(error, port)
             except ComputeError as error:
                 pause = self._complain(error)
             except (OSError, EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # no primary there, or not any more
             await trio.sleep(pause)
+
+    async def _overcome(self, error: ReplicationError, port: int) -> float:
+        """Do what can be done about a refusal; return how long to wait before the next attempt."""
+        if error.sqlstate.startswith(QUIET):
+            return RETRY_SECONDS
+        if error.sqlstate not in {IN_USE, CROWDED}:
+            return self._complain(error)
+        try:
+            await self._guard.make_room(port, crowded=error.sqlstate == CROWDED)
+        except ComputeError as failure:
+            return self._complain(failure)
+        return RETRY_SECONDS
 
     def _complain(self, error: ComputeError) -> float:
         if str(error) != self._last_trouble:
@@ -171,15 +195,25 @@ class Receiver:
             await client.log_in(self._user)
             if client.parameters.get("in_hot_standby") == "on":
                 return STANDBY_RETRY_SECONDS
-            async with self._timeline.wal_lock:
-                scope = self._timeline.session = trio.CancelScope()
-                try:
-                    with scope:
-                        await self._receive(client)
-                finally:
-                    self._timeline.session = None
-                    self._timeline.wal.close()
+            if client.pid is not None:
+                self._guard.ours.append(client.pid)
+            await self._hold_place(client, port)
         return RETRY_SECONDS
+
+    async def _hold_place(self, client: Client, port: int) -> None:
+        """Receive, and see to it that nobody else of our name does."""
+        async with self._timeline.wal_lock:
+            scope = self._timeline.session = trio.CancelScope()
+            watch = trio.CancelScope()
+            assert self._watches is not None
+            self._watches.start_soon(self._guard.watch, port, watch)
+            try:
+                with scope:
+                    await self._receive(client)
+            finally:
+                watch.cancel()
+                self._timeline.session = None
+                self._timeline.wal.close()
 
     async def _receive(self, client: Client) -> None:
         (_, line_text, *_), *_ = await client.query("IDENTIFY_SYSTEM")

@@ -82,7 +82,7 @@ class SafekeeperGroup:
 
     async def _recover(self, key: str, timeline: Timeline) -> None:
         """Make a snapshot of what was streamed; who still streams it is cut off, since another primary begins."""
-        if timeline.wal.unsettled is None:
+        if timeline.positions() is None:
             return
         try:
             lsn = await timeline.settle()

@@ -1,10 +1,16 @@
 #!/bin/sh
 # Stand between compute_ctl and a vanilla Postgres. Neon's own Postgres answers --sync-safekeepers by speaking the
 # walproposer's protocol; vanilla Postgres has no such flag, so this script asks the embedded safekeepers in its place.
-# Everything else goes to the real server unchanged.
+# Everything else goes to the real server; only the WAL is put beside the data directory, which the next start empties
+# although the WAL may hold commits that nobody else has (own_wal.py).
 set -eu
 real=@REAL_BIN@
 
+if [ "${1-}" = -D ] && [ -d "$2.wal" ] && [ -d "$2/pg_wal" ] && [ ! -L "$2/pg_wal" ]; then
+    rm -rf "$2.wal/pg_wal" "$2.wal/taken"
+    mv "$2/pg_wal" "$2.wal/pg_wal"
+    ln -s "$2.wal/pg_wal" "$2/pg_wal"
+fi
 [ "${1-}" = --sync-safekeepers ] || exec "$real/postgres" "$@"
 
 # No sed for these: each process would cost as much as the question itself.

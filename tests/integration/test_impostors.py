@@ -1,0 +1,223 @@
+"""Who calls himself walproposer and says that he has stored everything (T-19)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+import trio
+
+from tests.integration.compute import Rig
+from tests.integration.dev_process import descendants, kill_tree, running_dev
+from tests.integration.fleet import POLL_SECONDS, Fleet, Member
+from tests.integration.impostor import Impostor, lying
+from trio_compute.embedded.world import base_settings
+
+pytestmark = pytest.mark.postgres
+
+TENANT = "SET synchronous_commit = local; CREATE ROLE tenant LOGIN REPLICATION CREATEROLE CREATEDB IN ROLE pg_monitor"
+ATTACKS: dict[str, Callable[[int], list[Impostor]]] = {}
+
+
+def attack(make: Callable[[int], list[Impostor]]) -> Callable[[int], list[Impostor]]:
+    ATTACKS[make.__name__] = make
+    return make
+
+
+@attack
+def a_physical_receiver(port: int) -> list[Impostor]:
+    impostor = Impostor(port, "tenant", "walproposer")
+    impostor.receive_physical()
+    return [impostor]
+
+
+@attack
+def one_in_capital_letters(port: int) -> list[Impostor]:
+    impostor = Impostor(port, "tenant", "WalProposer")
+    impostor.receive_physical()
+    return [impostor]
+
+
+@attack
+def a_physical_receiver_with_a_database(port: int) -> list[Impostor]:
+    impostor = Impostor(port, "tenant", "walproposer", database="postgres")
+    impostor.receive_physical()
+    return [impostor]
+
+
+@attack
+def a_logical_receiver_that_changes_its_name(port: int) -> list[Impostor]:
+    impostor = Impostor(port, "tenant", "innocent", database="postgres")
+    impostor.query("SET application_name = 'walproposer'")
+    impostor.receive_logical("innocent")
+    return [impostor]
+
+
+@attack
+def a_receiver_named_by_its_role(port: int) -> list[Impostor]:
+    impostor = Impostor(port, "tenant", database="postgres")
+    impostor.query("SET synchronous_commit = local; ALTER ROLE tenant SET application_name = 'walproposer'")
+    impostor.close()
+    impostor = Impostor(port, "tenant", database="postgres")
+    impostor.receive_physical()
+    return [impostor]
+
+
+@attack
+def several_at_once(port: int) -> list[Impostor]:
+    return [each for _ in range(4) for each in a_physical_receiver(port)]
+
+
+@pytest.fixture
+def fleet(rig: Rig) -> Fleet:
+    return Fleet(rig.world, rig.addresses)
+
+
+@asynccontextmanager
+async def unheard_primary(fleet: Fleet) -> AsyncIterator[Member]:
+    """Run a primary that makes commits wait for a receiver; whether there is one is the test's business."""
+    port = fleet.ports["primary"].postgres
+    config = fleet.world.config(fleet.addresses, base_settings(port), durable=True)
+    config["spec"]["skip_pg_catalog_updates"] = True
+    async with fleet.compute_with(config) as primary:
+        await primary.sql(TENANT)
+        yield primary
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+async def test_what_an_impostor_acknowledged_before_we_came_survives_a_kill(name: str, fleet: Fleet) -> None:
+    """T-19: nobody but the impostor has received anything; 1 acknowledged row of 1 is there after kill −9."""
+    port = fleet.ports["primary"].postgres
+    async with unheard_primary(fleet) as primary:
+        with lying(*ATTACKS[name](port)):
+            with trio.fail_after(20):
+                await primary.sql("CREATE TABLE kept AS SELECT 1 AS number")
+            await primary.kill()
+    async with fleet.world.open_receiver(port), fleet.compute() as primary:
+        assert await primary.sql("SELECT number FROM kept") == [(1,)]
+        await primary.end()
+
+
+async def test_an_impostor_is_ended_at_once_and_told(fleet: Fleet) -> None:
+    """T-19: in each of the 6 disguises it is hung up on within 5 seconds, and a line names its role."""
+    port, said = fleet.ports["primary"].postgres, list[str]()
+    async with unheard_primary(fleet) as primary, fleet.world.open_receiver(port, say=said.append) as receiver:
+        with trio.fail_after(20):
+            await receiver.connected.wait()
+        for number, attack in enumerate(ATTACKS.values(), 1):
+            with lying(*await trio.to_thread.run_sync(attack, port)) as lies, trio.fail_after(5):
+                await trio.to_thread.run_sync(lies.ended.wait, abandon_on_cancel=True)
+            assert "57P01" in lies.words[0] or "reset" in lies.words[0] or "hung up" in lies.words[0]
+            with trio.fail_after(5):
+                while len(said) < number:
+                    await trio.sleep(POLL_SECONDS)
+        assert all("ended a receiver of role 'tenant'" in line for line in said)
+        await primary.sql("CREATE TABLE kept AS SELECT 1 AS number")
+        await primary.end()
+
+
+async def test_a_receiver_of_another_name_and_a_replica_are_left_alone(fleet: Fleet) -> None:
+    """T-19: 2 receivers that claim nothing stream on while an impostor is ended beside them."""
+    ports = [fleet.ports[name].postgres for name in ("primary", "replica")]
+    async with fleet.world.open_receiver(*ports) as receiver, fleet.compute() as primary:
+        await receiver.connected.wait()
+        await primary.sql(TENANT)
+        async with fleet.compute(fleet.world.endpoint("replica", "Replica")) as replica:
+            honest = Impostor(ports[0], "tenant", "pg_receivewal")
+            honest.receive_physical()
+            with lying(honest) as unmolested:
+                with lying(*ATTACKS["a_physical_receiver"](ports[0])) as lies, trio.fail_after(5):
+                    await trio.to_thread.run_sync(lies.ended.wait, abandon_on_cancel=True)
+                await primary.sql("CREATE TABLE kept AS SELECT 1 AS number")
+                await replica.replayed(await primary.lsn())
+            assert unmolested.words == []
+            await replica.end()
+        await primary.end()
+
+
+async def test_nobody_keeps_our_receiver_out(fleet: Fleet) -> None:
+    """T-19: its slot taken, or all 10 places of walsenders, it gets in within 10 seconds, and commits return."""
+    port, said = fleet.ports["primary"].postgres, list[str]()
+    async with unheard_primary(fleet) as primary:
+        squatter = Impostor(port, "tenant", "innocent")
+        squatter.query("CREATE_REPLICATION_SLOT wal_proposer_slot PHYSICAL RESERVE_WAL")
+        squatter.receive_physical("wal_proposer_slot")
+        crowd = [Impostor(port, "tenant", f"innocent {number}") for number in range(9)]
+        async with fleet.world.open_receiver(port, say=said.append) as receiver:
+            with trio.fail_after(10):
+                await receiver.connected.wait()
+            await primary.sql("CREATE TABLE kept AS SELECT 1 AS number")
+            await primary.end()
+        for each in (squatter, *crowd):
+            each.close()
+    assert len(said) == 10, said
+
+
+async def test_no_tenant_can_end_our_receiver_or_drop_its_slot(fleet: Fleet) -> None:
+    """T-19: with pg_signal_backend, and with REPLICATION, both are refused."""
+    port = fleet.ports["primary"].postgres
+    async with fleet.world.open_receiver(port) as receiver, fleet.compute() as primary:
+        await receiver.connected.wait()
+        await primary.sql(f"{TENANT}; GRANT pg_signal_backend TO tenant")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            await primary.sql("SET ROLE tenant; SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+        with pytest.raises(psycopg.errors.ObjectInUse):
+            await primary.sql("SET ROLE tenant; SELECT pg_drop_replication_slot('wal_proposer_slot')")
+        with pytest.raises(psycopg.errors.CantChangeRuntimeParam):
+            await primary.sql("SET ROLE tenant; ALTER ROLE tenant SET synchronous_standby_names = ''")
+        await primary.end()
+
+
+async def test_a_replica_that_was_promoted_keeps_what_an_impostor_acknowledged(fleet: Fleet) -> None:
+    """T-19: nobody receives from the new primary but the impostor; 2 rows of 2 are there after kill −9."""
+    primary_port, replica_port = (fleet.ports[name].postgres for name in ("primary", "replica"))
+    async with fleet.world.open_receiver(primary_port) as receiver, fleet.compute() as primary:
+        await receiver.connected.wait()
+        await primary.sql(TENANT)
+        await primary.sql("CREATE TABLE handed AS SELECT 1 AS number")
+        async with fleet.compute(fleet.world.endpoint("replica", "Replica")) as replica:
+            end = await primary.end()
+            assert end is not None
+            await replica.replayed(end)
+            await replica.sql("ALTER SYSTEM SET synchronous_standby_names = walproposer")
+            await replica.sql("SELECT pg_reload_conf()")
+            assert await replica.sql("SELECT pg_promote()") == [(True,)]
+            with lying(*ATTACKS["a_physical_receiver"](replica_port)):
+                with trio.fail_after(20):
+                    await replica.sql("INSERT INTO handed VALUES (2)")
+                await replica.kill()
+    async with fleet.world.open_receiver(primary_port), fleet.compute() as primary:
+        assert await primary.sql("SELECT number FROM handed ORDER BY 1") == [(1,), (2,)]
+        await primary.end()
+
+
+@pytest.mark.parametrize("pgdata_is_lost", [False, True])
+def test_what_was_acknowledged_after_dev_died_alone_is_there(
+    public_tmp: Path, major: int, pgdata_is_lost: bool
+) -> None:
+    """T-19: dev is killed, its Postgres goes on with an impostor; 1 row of 1 is there, data directory or not."""
+    data = public_tmp / "world"
+    with running_dev(data, "--postgres", str(major)) as dev:
+        with psycopg.connect(dev.connstr(), autocommit=True) as connection:
+            connection.execute("SET synchronous_commit = local")
+            connection.execute("CREATE ROLE tenant LOGIN REPLICATION")
+        pids = descendants(dev.process.pid)
+        os.kill(dev.process.pid, signal.SIGKILL)
+        dev.process.wait(timeout=20)
+        with lying(*ATTACKS["a_physical_receiver"](dev.port)):
+            with psycopg.connect(dev.connstr(), autocommit=True) as connection:
+                connection.execute("CREATE TABLE kept AS SELECT 1 AS number")
+            for pid in pids:
+                kill_tree(pid)
+    if pgdata_is_lost:
+        shutil.rmtree(data / "pgdata")
+    with running_dev(data) as dev:
+        with psycopg.connect(dev.connstr(), autocommit=True) as connection:
+            assert connection.execute("SELECT number FROM kept").fetchall() == [(1,)]
+        assert dev.interrupt() == 0
