@@ -33,7 +33,7 @@ from trio_compute.host.run_as import RunAs
 from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.model.ids import Lsn
 
-DEFAULT_POSTGRES_PORT = 55432
+DEFAULT_POSTGRES_PORT = 25432  # below the range from which the kernel gives ports to clients
 MAX_SHARDS = 255
 OTHER_TENANT = "0" * 32
 

@@ -7,6 +7,7 @@ to the primary, stores what it sends, and acknowledges only what has reached the
 
 from __future__ import annotations
 
+import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,8 @@ from trio_compute.model.ids import Lsn
 
 APPLICATION_NAME = "walproposer"
 RETRY_SECONDS = 0.015
+LONGEST_RETRY_SECONDS = 0.1
+RETRY_GROWTH = 1.25
 STANDBY_RETRY_SECONDS = 0.03
 REFUSED_RETRY_SECONDS = 1.0
 RECEIVE_BYTES = 256 * 1024
@@ -158,17 +161,27 @@ class Receiver:
                 nursery.start_soon(self._follow, port)
 
     async def _follow(self, port: int) -> None:
+        pause = RETRY_SECONDS
         while True:
-            pause = RETRY_SECONDS
             try:
-                pause = await self._session(port)
-            except ReplicationError as error:
-                pause = await self._overcome(error, port)
-            except ComputeError as error:
-                pause = self._complain(error)
-            except (OSError, EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # no primary there, or not any more
-            await trio.sleep(pause)
+                stream = await connect(port)
+            except OSError:  # no primary there, or not any more
+                await trio.sleep(pause)
+                pause = min(pause * RETRY_GROWTH, LONGEST_RETRY_SECONDS)
+                continue
+            pause = RETRY_SECONDS
+            await trio.sleep(await self._talk(stream, port))
+
+    async def _talk(self, stream: trio.SocketStream, port: int) -> float:
+        """Receive from a connection until it ends, however it does; return how long to wait before the next."""
+        try:
+            return await self._session(stream, port)
+        except ReplicationError as error:
+            return await self._overcome(error, port)
+        except ComputeError as error:
+            return self._complain(error)
+        except (OSError, EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
+            return RETRY_SECONDS
 
     async def _overcome(self, error: ReplicationError, port: int) -> float:
         """Do what can be done about a refusal; return how long to wait before the next attempt."""
@@ -188,9 +201,8 @@ class Receiver:
             self._say(f"the safekeepers cannot receive from the primary: {error}")
         return REFUSED_RETRY_SECONDS
 
-    async def _session(self, port: int) -> float:
-        """Receive from one connection until it ends; return how long to wait before the next."""
-        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+    async def _session(self, stream: trio.SocketStream, port: int) -> float:
+        async with stream:
             client = Client(stream)
             await client.log_in(self._user)
             if client.parameters.get("in_hot_standby") == "on":
@@ -248,6 +260,20 @@ class Receiver:
             ((_, history),) = await client.query(f"TIMELINE_HISTORY {line}")
             start = await trio.to_thread.run_sync(self._timeline.fork, line, history or b"")
         return start
+
+
+async def connect(port: int) -> trio.SocketStream:
+    """Connect to a port of loopback; raise OSError if nobody listens there.
+
+    A closed port that the kernel may give to clients can be given to this very connection, which then has itself as
+    its peer and holds the port that Postgres needs. It is reset, so that not even TIME_WAIT stays of it.
+    """
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    if stream.socket.getsockname() == stream.socket.getpeername():
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await trio.aclose_forcefully(stream)
+        raise ConnectionRefusedError(f"port {port} answered itself")
+    return stream
 
 
 @asynccontextmanager
