@@ -27,10 +27,10 @@ from trio_compute.embedded.compute_child import Ports
 from trio_compute.embedded.dev import compute_arguments
 from trio_compute.embedded.endpoints import Addresses
 from trio_compute.embedded.free_ports import free_port
-from trio_compute.embedded.pageserver import Pageserver
+from trio_compute.embedded.pageserver import COPY_SLICE_BYTES, Pageserver
 from trio_compute.embedded.progress import SpanView
 from trio_compute.embedded.services import open_services
-from trio_compute.embedded.wire import COPY_SLICE_BYTES, Session, message
+from trio_compute.embedded.wire import Session, message
 from trio_compute.embedded.world import World, base_settings
 from trio_compute.errors import HostError
 from trio_compute.host.run_as import RunAs

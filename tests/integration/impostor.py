@@ -6,8 +6,8 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 PROTOCOL_3 = 196608
 FAR_AWAY = 0x7FFFFFFF_00000000
@@ -19,10 +19,10 @@ class Ended(Exception):
 
 
 class Impostor:
-    """Speak the replication protocol as somebody who is no superuser; trust must suffice."""
+    """Speak the replication protocol as somebody who is no superuser; trust must suffice. The stack hangs up."""
 
-    def __init__(self, port: int, user: str, application_name: str = "", database: str = "") -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+    def __init__(self, stack: ExitStack, port: int, user: str, application_name: str = "", database: str = "") -> None:
+        self._socket = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
         self._buffer = b""
         words = ["user", user, *(["application_name", application_name] if application_name else [])]
         words += ["replication", "database", "database", database] if database else ["replication", "true"]
@@ -52,21 +52,12 @@ class Impostor:
         body = struct.pack("!cqqqqB", b"r", FAR_AWAY, FAR_AWAY, FAR_AWAY, 0, 0)
         self._socket.sendall(b"d" + struct.pack("!I", len(body) + 4) + body)
 
-    def lie_until(self, stopped: threading.Event) -> str | None:
-        """Lie again and again; return the server's words if it ends this, None if `stopped` did."""
-        try:
-            while not stopped.is_set():
-                self.lie()
-                if select.select([self._socket], [], [], LIE_SECONDS)[0]:
-                    self._message()
-        except Ended as ended:
-            return str(ended)
-        except OSError as error:
-            return str(error)
-        return None
-
-    def close(self) -> None:
-        self._socket.close()
+    def lie_until(self, stopped: threading.Event) -> None:
+        """Lie again and again; raise Ended or OSError if the server ends this before `stopped` does."""
+        while not stopped.is_set():
+            self.lie()
+            if select.select([self._socket], [], [], LIE_SECONDS)[0]:
+                self._message()
 
     def _until(self, wanted: bytes) -> list[list[bytes]]:
         rows: list[list[bytes]] = []
@@ -103,6 +94,9 @@ def _row(body: bytes) -> list[bytes]:
     return values
 
 
+Attack = Callable[[int, ExitStack], Impostor]
+
+
 class Lies:
     """Hold what became of impostors that lie in threads of their own."""
 
@@ -111,18 +105,20 @@ class Lies:
         self.ended = threading.Event()
         self.words: list[str] = []
 
-    def tell(self, impostor: Impostor) -> None:
-        words = impostor.lie_until(self.stopped)
-        if words is not None:
-            self.words.append(words)
+    def tell(self, attack: Attack, port: int) -> None:
+        try:
+            with ExitStack() as stack:
+                attack(port, stack).lie_until(self.stopped)
+        except (Ended, OSError) as ended:  # one may also be ended while it only begins
+            self.words.append(str(ended))
             self.ended.set()
 
 
 @contextmanager
-def lying(*impostors: Impostor) -> Iterator[Lies]:
+def lying(port: int, *attacks: Attack) -> Iterator[Lies]:
     """Let impostors lie for as long as the block runs."""
     lies = Lies()
-    threads = [threading.Thread(target=lies.tell, args=(impostor,)) for impostor in impostors]
+    threads = [threading.Thread(target=lies.tell, args=(attack, port)) for attack in attacks]
     for thread in threads:
         thread.start()
     try:
@@ -131,5 +127,3 @@ def lying(*impostors: Impostor) -> Iterator[Lies]:
         lies.stopped.set()
         for thread in threads:
             thread.join(timeout=20)
-        for impostor in impostors:
-            impostor.close()

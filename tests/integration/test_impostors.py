@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import psycopg
@@ -16,62 +16,61 @@ import trio
 from tests.integration.compute import Rig
 from tests.integration.dev_process import descendants, kill_tree, running_dev
 from tests.integration.fleet import POLL_SECONDS, Fleet, Member
-from tests.integration.impostor import Impostor, lying
+from tests.integration.impostor import Attack, Impostor, lying
 from trio_compute.embedded.world import base_settings
 
 pytestmark = pytest.mark.postgres
 
 TENANT = "SET synchronous_commit = local; CREATE ROLE tenant LOGIN REPLICATION CREATEROLE CREATEDB IN ROLE pg_monitor"
-ATTACKS: dict[str, Callable[[int], list[Impostor]]] = {}
 
 
-def attack(make: Callable[[int], list[Impostor]]) -> Callable[[int], list[Impostor]]:
-    ATTACKS[make.__name__] = make
-    return make
-
-
-@attack
-def a_physical_receiver(port: int) -> list[Impostor]:
-    impostor = Impostor(port, "tenant", "walproposer")
+def a_physical_receiver(port: int, stack: ExitStack) -> Impostor:
+    impostor = Impostor(stack, port, "tenant", "walproposer")
     impostor.receive_physical()
-    return [impostor]
+    return impostor
 
 
-@attack
-def one_in_capital_letters(port: int) -> list[Impostor]:
-    impostor = Impostor(port, "tenant", "WalProposer")
+def one_in_capital_letters(port: int, stack: ExitStack) -> Impostor:
+    impostor = Impostor(stack, port, "tenant", "WalProposer")
     impostor.receive_physical()
-    return [impostor]
+    return impostor
 
 
-@attack
-def a_physical_receiver_with_a_database(port: int) -> list[Impostor]:
-    impostor = Impostor(port, "tenant", "walproposer", database="postgres")
+def a_physical_receiver_with_a_database(port: int, stack: ExitStack) -> Impostor:
+    impostor = Impostor(stack, port, "tenant", "walproposer", database="postgres")
     impostor.receive_physical()
-    return [impostor]
+    return impostor
 
 
-@attack
-def a_logical_receiver_that_changes_its_name(port: int) -> list[Impostor]:
-    impostor = Impostor(port, "tenant", "innocent", database="postgres")
+def a_logical_receiver_that_changes_its_name(port: int, stack: ExitStack) -> Impostor:
+    impostor = Impostor(stack, port, "tenant", "innocent", database="postgres")
     impostor.query("SET application_name = 'walproposer'")
     impostor.receive_logical("innocent")
-    return [impostor]
+    return impostor
 
 
-@attack
-def a_receiver_named_by_its_role(port: int) -> list[Impostor]:
-    impostor = Impostor(port, "tenant", database="postgres")
-    impostor.query("SET synchronous_commit = local; ALTER ROLE tenant SET application_name = 'walproposer'")
-    impostor.close()
-    impostor = Impostor(port, "tenant", database="postgres")
+def a_receiver_named_by_its_role(port: int, stack: ExitStack) -> Impostor:
+    setting = "ALTER ROLE tenant SET application_name = 'walproposer'"
+    Impostor(stack, port, "tenant", database="postgres").query(f"SET synchronous_commit = local; {setting}")
+    impostor = Impostor(stack, port, "tenant", database="postgres")
     impostor.receive_physical()
-    return [impostor]
+    return impostor
 
 
-@attack
-def several_at_once(port: int) -> list[Impostor]:
-    return [each for _ in range(4) for each in a_physical_receiver(port)]
+def an_honest_receiver(port: int, stack: ExitStack) -> Impostor:
+    honest = Impostor(stack, port, "tenant", "pg_receivewal")
+    honest.receive_physical()
+    return honest
+
+
+ATTACKS: dict[str, list[Attack]] = {
+    "physical": [a_physical_receiver],
+    "capital letters": [one_in_capital_letters],
+    "with a database": [a_physical_receiver_with_a_database],
+    "logical": [a_logical_receiver_that_changes_its_name],
+    "named by its role": [a_receiver_named_by_its_role],
+    "several": [a_physical_receiver] * 4,
+}
 
 
 @pytest.fixture
@@ -95,7 +94,7 @@ async def test_what_an_impostor_acknowledged_before_we_came_survives_a_kill(name
     """T-19: nobody but the impostor has received anything; 1 acknowledged row of 1 is there after kill −9."""
     port = fleet.ports["primary"].postgres
     async with unheard_primary(fleet) as primary:
-        with lying(*ATTACKS[name](port)):
+        with lying(port, *ATTACKS[name]):
             with trio.fail_after(20):
                 await primary.sql("CREATE TABLE kept AS SELECT 1 AS number")
             await primary.kill()
@@ -110,8 +109,8 @@ async def test_an_impostor_is_ended_at_once_and_told(fleet: Fleet) -> None:
     async with unheard_primary(fleet) as primary, fleet.world.open_receiver(port, say=said.append) as receiver:
         with trio.fail_after(20):
             await receiver.connected.wait()
-        for number, attack in enumerate(ATTACKS.values(), 1):
-            with lying(*await trio.to_thread.run_sync(attack, port)) as lies, trio.fail_after(5):
+        for number, attacks in enumerate(ATTACKS.values(), 1):
+            with lying(port, *attacks) as lies, trio.fail_after(5):
                 await trio.to_thread.run_sync(lies.ended.wait, abandon_on_cancel=True)
             assert "57P01" in lies.words[0] or "reset" in lies.words[0] or "hung up" in lies.words[0]
             with trio.fail_after(5):
@@ -129,10 +128,8 @@ async def test_a_receiver_of_another_name_and_a_replica_are_left_alone(fleet: Fl
         await receiver.connected.wait()
         await primary.sql(TENANT)
         async with fleet.compute(fleet.world.endpoint("replica", "Replica")) as replica:
-            honest = Impostor(ports[0], "tenant", "pg_receivewal")
-            honest.receive_physical()
-            with lying(honest) as unmolested:
-                with lying(*ATTACKS["a_physical_receiver"](ports[0])) as lies, trio.fail_after(5):
+            with lying(ports[0], an_honest_receiver) as unmolested:
+                with lying(ports[0], a_physical_receiver) as lies, trio.fail_after(5):
                     await trio.to_thread.run_sync(lies.ended.wait, abandon_on_cancel=True)
                 await primary.sql("CREATE TABLE kept AS SELECT 1 AS number")
                 await replica.replayed(await primary.lsn())
@@ -145,17 +142,18 @@ async def test_nobody_keeps_our_receiver_out(fleet: Fleet) -> None:
     """T-19: its slot taken, or all 10 places of walsenders, it gets in within 10 seconds, and commits return."""
     port, said = fleet.ports["primary"].postgres, list[str]()
     async with unheard_primary(fleet) as primary:
-        squatter = Impostor(port, "tenant", "innocent")
+        stack = ExitStack()
+        squatter = Impostor(stack, port, "tenant", "innocent")
         squatter.query("CREATE_REPLICATION_SLOT wal_proposer_slot PHYSICAL RESERVE_WAL")
         squatter.receive_physical("wal_proposer_slot")
-        crowd = [Impostor(port, "tenant", f"innocent {number}") for number in range(9)]
+        for number in range(9):
+            Impostor(stack, port, "tenant", f"innocent {number}")
         async with fleet.world.open_receiver(port, say=said.append) as receiver:
             with trio.fail_after(10):
                 await receiver.connected.wait()
             await primary.sql("CREATE TABLE kept AS SELECT 1 AS number")
             await primary.end()
-        for each in (squatter, *crowd):
-            each.close()
+        stack.close()
     assert len(said) == 10, said
 
 
@@ -188,7 +186,7 @@ async def test_a_replica_that_was_promoted_keeps_what_an_impostor_acknowledged(f
             await replica.sql("ALTER SYSTEM SET synchronous_standby_names = walproposer")
             await replica.sql("SELECT pg_reload_conf()")
             assert await replica.sql("SELECT pg_promote()") == [(True,)]
-            with lying(*ATTACKS["a_physical_receiver"](replica_port)):
+            with lying(replica_port, a_physical_receiver):
                 with trio.fail_after(20):
                     await replica.sql("INSERT INTO handed VALUES (2)")
                 await replica.kill()
@@ -210,7 +208,7 @@ def test_what_was_acknowledged_after_dev_died_alone_is_there(
         pids = descendants(dev.process.pid)
         os.kill(dev.process.pid, signal.SIGKILL)
         dev.process.wait(timeout=20)
-        with lying(*ATTACKS["a_physical_receiver"](dev.port)):
+        with lying(dev.port, a_physical_receiver):
             with psycopg.connect(dev.connstr(), autocommit=True) as connection:
                 connection.execute("CREATE TABLE kept AS SELECT 1 AS number")
             for pid in pids:

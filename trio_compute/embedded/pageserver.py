@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,23 +9,14 @@ from pathlib import Path
 import trio
 from msgspec import Struct
 
+from trio_compute.embedded.page_commands import ID_DIGITS, BasebackupCommand, LeaseCommand, SetCommand, parse_command
 from trio_compute.embedded.snapshots import Snapshots
-from trio_compute.embedded.wire import COPY_SLICE_BYTES, Session, WireError
+from trio_compute.embedded.tokens import Service
+from trio_compute.embedded.wire import Session, WireError
 from trio_compute.errors import StorageError
-from trio_compute.model.ids import UNSHARDED, Lsn, is_hex_id
+from trio_compute.model.ids import UNSHARDED, Lsn
 
-FLAGS = frozenset({"--gzip", "--replica"})
-SHARD = re.compile(r"[0-9a-fA-F]{4}")
-
-
-class BasebackupCommand(Struct, frozen=True):
-    """Hold a parsed basebackup command."""
-
-    tenant: str
-    timeline: str
-    lsn: Lsn | None
-    gzip: bool
-    replica: bool
+COPY_SLICE_BYTES = 128 * 1024
 
 
 class Faults(Struct):
@@ -53,46 +43,9 @@ def has_basebackups(shard: str) -> bool:
     return shard.startswith("00")
 
 
-def parse_basebackup(query: str) -> BasebackupCommand:
-    """Return the command; raise WireError as a pageserver would (contract 07 §4.2)."""
-    words = query.split()
-    if len(words) < 3:
-        raise WireError(f"cannot parse query: {query[:100]}")
-    _, tenant, timeline, *rest = words
-    if not (is_hex_id(tenant) and is_hex_id(timeline)):
-        raise WireError("invalid tenant or timeline id")
-    lsn = None
-    if rest and not rest[0].startswith("--"):
-        text = rest.pop(0)
-        try:
-            lsn = None if text == "latest" else Lsn.parse(text)
-        except ValueError as error:
-            raise WireError(str(error)) from None
-    if len(set(rest)) != len(rest) or not FLAGS.issuperset(rest):
-        raise WireError(f"invalid flags: {' '.join(rest)[:100]}")
-    return BasebackupCommand(tenant, timeline, lsn, "--gzip" in rest, "--replica" in rest)
-
-
-class LeaseCommand(Struct, frozen=True):
-    """Hold a parsed lease command; `tenant_shard` is the tenant's id with the shard's index, if it has one."""
-
-    tenant_shard: str
-    timeline: str
-    lsn: Lsn
-
-
-def parse_lease(query: str) -> LeaseCommand:
-    """Return the command; raise WireError (contract 07 §8)."""
-    words = query.split()
-    if len(words) != 5 or words[1].lower() != "lsn":
-        raise WireError(f"cannot parse query: {query[:100]}")
-    tenant, _, shard = words[2].partition("-")
-    if not (is_hex_id(tenant) and is_hex_id(words[3])) or (shard and SHARD.fullmatch(shard) is None):
-        raise WireError("invalid tenant shard or timeline id")
-    try:
-        return LeaseCommand(words[2].lower(), words[3].lower(), Lsn.parse(words[4]))
-    except ValueError as error:
-        raise WireError(str(error)) from None
+def not_found(what: str) -> WireError:
+    """Return what is said about a tenant or timeline that is not there."""
+    return WireError("not found", prepared=f"Not found: {what}")
 
 
 class Leases:
@@ -135,39 +88,44 @@ class Pageserver:
         if self.faults.fail_commands > 0:
             self.faults.fail_commands -= 1
             raise WireError(self.faults.error_text)
-        word = (query.split() or [""])[0].lower()
-        if word == "basebackup":
-            if shard is not None and not has_basebackups(shard):
-                raise WireError(f"shard {shard} has no basebackups, shard zero has")
-            await self._send_basebackup(session, parse_basebackup(query))
-        elif word == "lease":
-            command = parse_lease(query)
-            if shard is not None and shard != (command.tenant_shard.partition("-")[2] or UNSHARDED):
-                raise WireError(f"not found: this is shard {shard}")
-            await self._send_lease(session, command)
-        elif word == "set" and len(query.split()) > 1:
-            await session.send_rows([], [], "SELECT 1")
+        command = parse_command(query)
+        if isinstance(command, SetCommand):
+            await session.complete("SELECT 1")
+            return
+        session.require(command.tenant, Service.PAGESERVER)
+        if isinstance(command, BasebackupCommand):
+            await self._send_basebackup(session, command, shard)
+        elif isinstance(command, LeaseCommand):
+            await self._send_lease(session, command, shard)
         else:
-            raise WireError(f"cannot parse query: {query[:100]}")
+            raise WireError("pages are not served here: vanilla Postgres has its own")
 
-    async def _send_lease(self, session: Session, command: LeaseCommand) -> None:
+    async def _send_lease(self, session: Session, command: LeaseCommand, shard: str | None) -> None:
         await trio.sleep(self.faults.lease_delay_seconds)
-        snapshots = self._timelines.get((command.tenant_shard.partition("-")[0], command.timeline))
         if self.faults.lease_error:
             raise WireError(self.faults.error_text)
-        if snapshots is None:
-            raise WireError("not found")
+        wanted = command.tenant_shard.partition("-")[2] or UNSHARDED
+        try:
+            snapshots = self._find(command.tenant_shard, command.timeline, shard in {None, wanted})
+        except WireError as error:
+            raise WireError(error.prepared) from None  # of a lease all is told
         key = (command.tenant_shard, command.timeline, command.lsn)
         expiry = None if self.faults.lease_refused else self.leases.grant(snapshots, key, self.faults.lease_seconds)
         milliseconds = None if expiry is None else str(int(expiry * 1000))
         await session.send_rows(["valid_until"], [[milliseconds]], "SELECT 1")
 
-    async def _send_basebackup(self, session: Session, command: BasebackupCommand) -> None:
-        snapshots = self._timelines.get((command.tenant.lower(), command.timeline.lower()))
+    def _find(self, tenant_shard: str, timeline: str, has_shard: bool) -> Snapshots:
+        """Return a timeline's snapshots; raise WireError for what is not here."""
+        tenant = tenant_shard[:ID_DIGITS]
+        if not has_shard or tenant not in {known for known, _ in self._timelines}:
+            raise not_found(f"Tenant {tenant_shard} not found")
+        snapshots = self._timelines.get((tenant, timeline))
         if snapshots is None:
-            raise WireError("not found")
-        if not command.gzip:
-            raise WireError("only gzip basebackups are kept here")
+            raise not_found(f"Timeline {tenant}/{timeline} was not found")
+        return snapshots
+
+    async def _send_basebackup(self, session: Session, command: BasebackupCommand, shard: str | None) -> None:
+        snapshots = self._find(command.tenant, command.timeline, shard is None or has_basebackups(shard))
         try:
             path = snapshots.at(command.lsn)
         except StorageError as error:

@@ -12,7 +12,7 @@ import trio
 
 from trio_compute.embedded.endpoints import Addresses
 from trio_compute.embedded.http_services import control_plane, endpoint_storage
-from trio_compute.embedded.wire import HandleQuery, serve_session
+from trio_compute.embedded.wire import HandleQuery, serve_session, token_login
 from trio_compute.embedded.world import World
 from trio_compute.http.exchange import App
 from trio_compute.http.serve import serve_app
@@ -77,7 +77,7 @@ async def _serve_wire(
         if refuses():
             await trio.aclose_forcefully(stream)
         else:
-            await serve_session(stream, authenticate=world.authenticate, handle_query=handle)
+            await serve_session(stream, authenticate=token_login(world.issuer), handle_query=handle)
 
     listeners = await nursery.start(partial(trio.serve_tcp, session, 0, host="127.0.0.1"))
     return f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"

@@ -26,7 +26,6 @@ from trio_compute.embedded.safekeeper import SafekeeperGroup
 from trio_compute.embedded.snapshots import Snapshots
 from trio_compute.embedded.timelines import Timeline
 from trio_compute.embedded.tokens import Issuer
-from trio_compute.embedded.wire import Session, WireError
 from trio_compute.errors import HostError
 from trio_compute.host.files import write_atomically
 from trio_compute.host.run_as import RunAs
@@ -199,15 +198,6 @@ class World:
     def api_token(self, endpoint: Endpoint | None = None) -> str:
         """Return a token for the external API of a compute, the primary's unless told otherwise."""
         return self.issuer.sign({"compute_id": (endpoint or self.primary).compute_id})
-
-    def authenticate(self, _session: Session, password: str) -> None:
-        """Accept storage tokens of this tenant; raise WireError otherwise."""
-        try:
-            claims = self.issuer.claims(password)
-        except ValueError:
-            raise WireError("JWT authentication error", fatal=True) from None
-        if claims.get("tenant_id") != self.identity.tenant_id:
-            raise WireError("JWT authentication error", fatal=True)
 
     def config(
         self,
