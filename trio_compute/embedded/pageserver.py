@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import trio
 from msgspec import Struct
@@ -13,10 +12,13 @@ from trio_compute.embedded.page_commands import ID_DIGITS, BasebackupCommand, Le
 from trio_compute.embedded.snapshots import Snapshots
 from trio_compute.embedded.tokens import Service
 from trio_compute.embedded.wire import Session, WireError
-from trio_compute.errors import StorageError
 from trio_compute.model.ids import UNSHARDED, Lsn
 
-COPY_SLICE_BYTES = 128 * 1024
+COPY_SIZES = (8192, 8192, 8192, 1500, 8192, 40)
+"""How long the pieces of a copy are, one after another; where they end means nothing, and clients must not mind."""
+
+LSN_POLL_SECONDS = 0.02
+WAIT_LSN_SECONDS = 300.0
 
 
 class Faults(Struct):
@@ -67,14 +69,32 @@ class Leases:
         return self._expiries[key]
 
 
+def late(snapshots: Snapshots, lsn: Lsn) -> str:
+    """Return what is said when the log did not reach an LSN in time."""
+    return (
+        f"Timed out while waiting for WAL record at LSN {lsn} to arrive, last_record_lsn {snapshots.last()} "
+        f"disk consistent LSN={snapshots.newest_at(None)}, WalReceiver status: Not active"
+    )
+
+
+def collected(snapshots: Snapshots, lsn: Lsn) -> str:
+    """Return what is said about an LSN whose state is gone."""
+    return (
+        f"LSN {lsn} is earlier than latest GC cutoff {snapshots.lsns()[0]} "
+        "(we might've already garbage collected needed data)"
+    )
+
+
 class Pageserver:
-    """Serve the snapshots of some timelines."""
+    """Serve the snapshots of some timelines; `wait_lsn_seconds` and `copy_sizes` are as in Neon's own."""
 
     def __init__(self, timelines: Mapping[tuple[str, str], Snapshots]) -> None:
         self._timelines = timelines
         self.leases = Leases()
         self.faults = Faults()
         self.commands: list[str] = []
+        self.wait_lsn_seconds = WAIT_LSN_SECONDS
+        self.copy_sizes = COPY_SIZES
 
     def refuses_connection(self) -> bool:
         """Tell whether a connection that has just come shall be dropped."""
@@ -126,13 +146,11 @@ class Pageserver:
 
     async def _send_basebackup(self, session: Session, command: BasebackupCommand, shard: str | None) -> None:
         snapshots = self._find(command.tenant, command.timeline, shard is None or has_basebackups(shard))
-        try:
-            path = snapshots.at(command.lsn)
-        except StorageError as error:
-            raise WireError(str(error)) from None
+        if command.lsn is not None:
+            await self._await_lsn(snapshots, command.lsn)
         await trio.sleep(self.faults.delay_before_copy_seconds)
         await session.begin_copy()
-        await self._send_file(session, path)
+        await self._send_archive(session, snapshots, command)
         if self.faults.error_before_copy_done:
             raise WireError(self.faults.error_text)
         await session.end_copy()
@@ -140,12 +158,21 @@ class Pageserver:
             raise WireError(self.faults.error_text)
         await session.complete("SELECT 1")
 
-    async def _send_file(self, session: Session, path: Path) -> None:
-        sent = 0
-        with path.open("rb") as file:
-            while data := file.read(COPY_SLICE_BYTES):
-                await session.send_copy(await self._tampered(session, data, sent))
-                sent += len(data)
+    async def _await_lsn(self, snapshots: Snapshots, lsn: Lsn) -> None:
+        """Wait until the log reaches an LSN; raise WireError when it does not, or when the state there is gone."""
+        with trio.move_on_after(self.wait_lsn_seconds):
+            while not snapshots.have(lsn):  # noqa: ASYNC110  (other threads and processes make it grow)
+                await trio.sleep(LSN_POLL_SECONDS)
+        if not snapshots.have(lsn):
+            raise WireError(late(snapshots, lsn))
+        if lsn < snapshots.lsns()[0]:
+            raise WireError(f"invalid basebackup lsn: {collected(snapshots, lsn)}", prepared="invalid basebackup lsn")
+
+    async def _send_archive(self, session: Session, snapshots: Snapshots, command: BasebackupCommand) -> None:
+        pieces, sent = snapshots.serve(command.lsn, gzip=command.gzip), 0
+        while data := await trio.to_thread.run_sync(next, pieces, b""):
+            await session.send_copy(await self._tampered(session, data, sent), self.copy_sizes)
+            sent += len(data)
 
     async def _tampered(self, session: Session, data: bytes, sent: int) -> bytes:
         faults, end = self.faults, sent + len(data)
@@ -155,9 +182,9 @@ class Pageserver:
         if faults.stall_at_byte is not None and sent <= faults.stall_at_byte < end:
             await session.wait_hung_up()
         if faults.error_at_byte is not None and sent <= faults.error_at_byte < end:
-            await session.send_copy(data[: faults.error_at_byte - sent])
+            await session.send_copy(data[: faults.error_at_byte - sent], self.copy_sizes)
             raise WireError(faults.error_text)
         if faults.cut_at_byte is not None and sent <= faults.cut_at_byte < end:
-            await session.send_copy(data[: faults.cut_at_byte - sent])
+            await session.send_copy(data[: faults.cut_at_byte - sent], self.copy_sizes)
             await session.drop()
         return data

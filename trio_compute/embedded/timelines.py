@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import trio
 from msgspec import Struct
 from zlib_ng import gzip_ng
 
+from trio_compute.embedded.archive import basebackup, signal_text
 from trio_compute.embedded.own_wal import OwnWal, newest_open
 from trio_compute.embedded.replay import replayed
 from trio_compute.embedded.snapshots import Snapshots, read_control
@@ -53,7 +53,7 @@ class Timeline:
     ) -> None:
         self.timeline_id = timeline_id
         self.directory = directory
-        self.snapshots = Snapshots(directory)
+        self.snapshots = Snapshots(directory, self._log_end)
         self.wal = WalStore(directory / "wal", run_as)
         self.pgdatas: list[Path] = []
         self.wal_lock = trio.Lock()
@@ -78,6 +78,11 @@ class Timeline:
         # Whoever wrote WAL of his own wrote at least that it began.
         least = base if own is None else Lsn(base + 1)
         return max(least, self.received or INVALID_LSN), base
+
+    def _log_end(self) -> Lsn | None:
+        """Return where the log ends of which there is no snapshot yet, None if there is one of everything."""
+        positions = self.positions()
+        return None if positions is None else positions[0]
 
     def readable(self) -> tuple[Lsn, Lsn]:
         """Return the first and the last LSN whose state can be had; blocking. Raises StorageError if there is none."""
@@ -152,7 +157,9 @@ class Timeline:
         end = None if until is None and self.wal.unsettled is None else self.wal.end()
         if end is None or until == base or not self.wal.holds(base, until or end):
             target.directory.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.snapshots.path(base), target.snapshots.path(base))
+            with target.snapshots.path(base).open("wb") as file:
+                for piece in basebackup(self.snapshots.path(base), signal=signal_text("none")):
+                    file.write(piece)
             return base
         with replayed(
             self.snapshots,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -73,9 +74,14 @@ class Session:
         """Announce copy data."""
         await self.send(message(b"H", struct.pack("!bH", 0, 0)))
 
-    async def send_copy(self, data: bytes) -> None:
-        """Send one slice of copy data."""
-        await self.send(message(b"d", data))
+    async def send_copy(self, data: bytes, sizes: Sequence[int] = (MAX_MESSAGE_BYTES,)) -> None:
+        """Send copy data in pieces of some sizes, one after another and again from the first."""
+        pieces, at, lengths = bytearray(), 0, itertools.cycle(sizes)
+        while at < len(data):
+            length = next(lengths)
+            pieces += message(b"d", data[at : at + length])
+            at += length
+        await self.send(bytes(pieces))
 
     async def end_copy(self) -> None:
         """End copy data."""
