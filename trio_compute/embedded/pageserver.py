@@ -69,6 +69,14 @@ class Leases:
         return self._expiries[key]
 
 
+async def reaches(snapshots: Snapshots, lsn: Lsn, seconds: float) -> bool:
+    """Wait until the log reaches an LSN, but no longer than so many seconds; tell whether it did."""
+    with trio.move_on_after(seconds):
+        while not snapshots.have(lsn):  # noqa: ASYNC110  (other threads and processes make it grow)
+            await trio.sleep(LSN_POLL_SECONDS)
+    return snapshots.have(lsn)
+
+
 def late(snapshots: Snapshots, lsn: Lsn) -> str:
     """Return what is said when the log did not reach an LSN in time."""
     return (
@@ -160,10 +168,7 @@ class Pageserver:
 
     async def _await_lsn(self, snapshots: Snapshots, lsn: Lsn) -> None:
         """Wait until the log reaches an LSN; raise WireError when it does not, or when the state there is gone."""
-        with trio.move_on_after(self.wait_lsn_seconds):
-            while not snapshots.have(lsn):  # noqa: ASYNC110  (other threads and processes make it grow)
-                await trio.sleep(LSN_POLL_SECONDS)
-        if not snapshots.have(lsn):
+        if not await reaches(snapshots, lsn, self.wait_lsn_seconds):
             raise WireError(late(snapshots, lsn))
         if lsn < snapshots.lsns()[0]:
             raise WireError(f"invalid basebackup lsn: {collected(snapshots, lsn)}", prepared="invalid basebackup lsn")

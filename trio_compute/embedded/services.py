@@ -58,7 +58,7 @@ async def _serve_pageserver(nursery: trio.Nursery, world: World, index: str) -> 
 
 
 async def _open_grpc_pageservers(stack: AsyncExitStack, world: World, indexes: list[str]) -> list[str]:
-    # gRPC takes longer to import than all the rest.
+    # HTTP/2 is nothing that a world without gRPC should wait for.
     from trio_compute.embedded.grpc_pageserver import GrpcPageserver, faults_like, open_grpc_pageserver
 
     urls = []
@@ -66,6 +66,7 @@ async def _open_grpc_pageservers(stack: AsyncExitStack, world: World, indexes: l
         pageserver = GrpcPageserver(world.served, world.issuer, shard=index)
         pageserver.faults = faults_like(world.pageserver.faults)
         pageserver.leases = world.pageserver.leases
+        pageserver.wait_lsn_seconds = world.pageserver.wait_lsn_seconds
         urls.append(await stack.enter_async_context(open_grpc_pageserver(pageserver)))
     return urls
 
