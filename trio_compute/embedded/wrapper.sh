@@ -13,14 +13,18 @@ if [ "${1-}" = -D ] && [ -d "$2.wal" ] && [ -d "$2/pg_wal" ] && [ ! -L "$2/pg_wa
 fi
 [ "${1-}" = --sync-safekeepers ] || exec "$real/postgres" "$@"
 
-# No sed for these: each process would cost as much as the question itself.
+# No sed for these: each process would cost as much as the question itself. Blanks around the equals sign and quotes
+# around the value are as the spec's author or compute_ctl wrote them.
 safekeepers='' tenant='' timeline=''
-while IFS= read -r line; do
-    value=${line#*\'} value=${value%\'*}
-    case $line in
-    neon.safekeepers=*) safekeepers=$value ;;
-    neon.tenant_id=*) tenant=$value ;;
-    neon.timeline_id=*) timeline=$value ;;
+while IFS=' 	=' read -r name value; do
+    case $value in
+    \'*) value=${value#\'} value=${value%%\'*} ;;
+    *) value=${value%%[ 	#]*} ;;
+    esac
+    case $name in
+    neon.safekeepers) safekeepers=$value ;;
+    neon.tenant_id) tenant=$value ;;
+    neon.timeline_id) timeline=$value ;;
     esac
 done <"$PGDATA/postgresql.conf"
 case $safekeepers in g#*) safekeepers=${safekeepers#g#*:} ;; esac
