@@ -187,6 +187,21 @@ async def test_what_is_not_there_is_told_in_the_words_of_the_real_ones(storage: 
             assert fields(error)["M"] == text
 
 
+async def test_another_shard_has_neither_a_basebackup_nor_the_lease(storage: Storage) -> None:
+    """E-07: shard 1 of 2 is asked for the basebackup, and for the leases of both shards."""
+
+    async def session(stream: trio.SocketStream) -> None:
+        handle = partial(storage.libpq.handle, shard="0102")
+        await serve_session(stream, authenticate=token_login(storage.issuer), handle_query=handle)
+
+    async with open_tcp_server(session) as port, rust_client(f"127.0.0.1:{port}", storage.token()) as client:
+        (_, error), _ = await client.query(BASEBACKUP)
+        assert fields(error)["M"] == "not found"
+        (_, error), _ = await client.query(f"lease lsn {TENANT}-0002 {TIMELINE} {SNAPSHOT_LSN}")
+        assert fields(error)["M"] == f"Not found: Tenant {TENANT}-0002 not found"
+        assert (await client.query(f"lease lsn {TENANT}-0102 {TIMELINE} {SNAPSHOT_LSN}"))[0][0] == b"T"
+
+
 @pytest.mark.parametrize(
     ("options", "query", "text"),
     [
