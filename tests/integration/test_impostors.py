@@ -121,6 +121,35 @@ async def test_an_impostor_is_ended_at_once_and_told(fleet: Fleet) -> None:
         await primary.end()
 
 
+async def test_a_lie_beside_our_receiver_counts_for_nothing(fleet: Fleet) -> None:
+    """T-19: after 5 lies about far-away WAL a commit still waits for us, and for nobody else."""
+    port = fleet.ports["primary"].postgres
+    async with unheard_primary(fleet) as primary:
+        async with fleet.world.open_receiver(port) as receiver:
+            await receiver.connected.wait()
+            await primary.sql("CREATE TABLE kept (number int)")
+            with lying(port, *ATTACKS["several"], a_logical_receiver_that_changes_its_name) as lies, trio.fail_after(5):
+                while len(lies.words) < 5:
+                    await trio.sleep(POLL_SECONDS)
+        acknowledged = trio.Event()
+
+        async def commit() -> None:
+            await primary.sql("INSERT INTO kept VALUES (1)")
+            acknowledged.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commit)
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            with trio.fail_after(10):
+                while await primary.sql(waiting) == [(0,)]:
+                    await trio.sleep(POLL_SECONDS)
+            assert not acknowledged.is_set()
+            async with fleet.world.open_receiver(port):
+                with trio.fail_after(10):
+                    await acknowledged.wait()
+                await primary.end()
+
+
 async def test_a_receiver_of_another_name_and_a_replica_are_left_alone(fleet: Fleet) -> None:
     """T-19: 2 receivers that claim nothing stream on while an impostor is ended beside them."""
     ports = [fleet.ports[name].postgres for name in ("primary", "replica")]
