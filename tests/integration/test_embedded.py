@@ -122,7 +122,7 @@ async def test_encryption_is_declined(code: int, addresses: Addresses) -> None:
         assert await stream.receive_some(1) == b"N"
 
 
-@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n\r\n", struct.pack("!II", 8, 1), b"\xff" * 100])
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n\r\n", struct.pack("!II", 8, 1), b"\xff" * 100, b"\0\0\0\4"])
 async def test_garbage_ends_the_connection(data: bytes, addresses: Addresses) -> None:
     host, port = addresses.safekeepers[0].split(":")
     stream = await trio.open_tcp_stream(host, int(port))

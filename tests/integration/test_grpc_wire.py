@@ -65,32 +65,41 @@ class RustGrpcClient:
     def __init__(self, stream: trio.SocketStream, authority: str) -> None:
         self._stream = stream
         self._authority = authority
-        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-        self._h2.initiate_connection()
+        self.connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="latin-1"))
+        self.connection.initiate_connection()
 
     async def call(self, method: str, message: bytes, metadata: Headers) -> Answer:
-        stream_id = self._h2.get_next_available_stream_id()
-        head = [(":method", "POST"), (":scheme", "grpc"), (":authority", self._authority)]
-        head += [(":path", f"/{page_api.SERVICE}/{method}"), ("te", "trailers"), ("content-type", "application/grpc")]
-        self._h2.send_headers(stream_id, head + metadata)
-        self._h2.send_data(stream_id, struct.pack("!?I", False, len(message)) + message, end_stream=True)
+        stream_id = await self.begin(method, message, metadata)
         answer = Answer()
         with trio.fail_after(10):
             while not await self._advance(stream_id, answer):
                 pass
         return answer
 
+    async def begin(self, method: str, message: bytes, metadata: Headers) -> int:
+        """Send a request and return the number of its stream."""
+        stream_id = self.connection.get_next_available_stream_id()
+        head = [(":method", "POST"), (":scheme", "grpc"), (":authority", self._authority)]
+        head += [(":path", f"/{page_api.SERVICE}/{method}"), ("te", "trailers"), ("content-type", "application/grpc")]
+        self.connection.send_headers(stream_id, head + metadata)
+        self.connection.send_data(stream_id, struct.pack("!?I", False, len(message)) + message, end_stream=True)
+        await self.flush()
+        return stream_id
+
+    async def flush(self) -> None:
+        await self._stream.send_all(self.connection.data_to_send())
+
     async def _advance(self, stream_id: int, answer: Answer) -> bool:
-        await self._stream.send_all(self._h2.data_to_send())
+        await self.flush()
         data = await self._stream.receive_some(65536)
         assert data, "the server hung up"
         ended = False
-        for event in self._h2.receive_data(data):
+        for event in self.connection.receive_data(data):
             if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
                 answer.headers |= {str(name): str(value) for name, value in event.headers or ()}
             elif isinstance(event, h2.events.DataReceived):
                 answer.body += event.data or b""
-                self._h2.acknowledge_received_data(event.flow_controlled_length or 0, stream_id)
+                self.connection.acknowledge_received_data(event.flow_controlled_length or 0, stream_id)
             ended = ended or isinstance(event, h2.events.StreamEnded)
         return ended
 
@@ -287,3 +296,19 @@ async def test_what_is_no_http2_ends_the_connection(url: str, data: bytes) -> No
         with trio.fail_after(5):
             while await stream.receive_some(65536):
                 pass
+
+
+async def test_a_client_that_leaves_in_the_middle_disturbs_nobody(storage: Storage, url: str) -> None:
+    """E-08: 3 ways to leave while an answer waits to be sent; then another client is served."""
+    metadata = [*IDENTITY, ("authorization", f"Bearer {storage.token()}")]
+    for leave in ("goodbye", "reset", "hang up"):
+        async with rust_grpc_client(url) as client:
+            await client.begin(page_api.GET_BASE_BACKUP, NEWEST.encode(), metadata)
+            if leave == "goodbye":
+                client.connection.close_connection()
+            elif leave == "reset":
+                client.connection.reset_stream(1)
+            await client.flush()
+    async with rust_grpc_client(url) as client:
+        answer = await client.call(page_api.GET_BASE_BACKUP, NEWEST.encode(), [*metadata, ("x-name", "\u00ff")])
+        assert answer.status == (0, "")

@@ -111,7 +111,7 @@ class _Connection:
         self._calls: dict[int, Call] = {}
         self._moved = trio.Event()
         self._wanted, self._written = trio.Event(), trio.Event()
-        config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
+        config = h2.config.H2Configuration(client_side=False, header_encoding="latin-1")  # which decodes anything
         self._h2 = h2.connection.H2Connection(config)
 
     async def run(self) -> None:
@@ -122,12 +122,11 @@ class _Connection:
             await self._flush()
             while data := await self._stream.receive_some(RECEIVE_BYTES):
                 try:
-                    events = self._h2.receive_data(data)
+                    for event in self._h2.receive_data(data):
+                        self._take(event, nursery)
                 except h2.exceptions.ProtocolError:
                     await self._flush()
                     break
-                for event in events:
-                    self._take(event, nursery)
                 await self._flush()
             nursery.cancel_scope.cancel()
 
@@ -159,8 +158,8 @@ class _Connection:
         try:
             with call.scope:
                 await self._handle(call)
-        except (h2.exceptions.StreamClosedError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client does not want it any more
+        except h2.exceptions.ProtocolError:
+            pass  # the client does not want it any more: its stream or its connection is closed
         finally:
             self._calls.pop(stream_id, None)
 

@@ -16,6 +16,7 @@ GSSENC_REQUEST = 80877104
 MAX_MESSAGE_BYTES = 1024 * 1024
 LAST_WORD_SECONDS = 0.5
 SHUTDOWN = "57P01"
+CODE = struct.Struct("!I")
 
 
 class WireError(Exception):
@@ -193,7 +194,9 @@ async def _start_up(stream: trio.SocketStream) -> Session | None:
     reader = Reader(stream)
     while True:
         body = await reader.body()
-        (code,) = struct.unpack("!I", body[:4])
+        if len(body) < CODE.size:
+            return None
+        (code,) = CODE.unpack_from(body)
         if code in {SSL_REQUEST, GSSENC_REQUEST}:
             await stream.send_all(b"N")
         elif code == PROTOCOL_3 or code >> 16 == 3:
