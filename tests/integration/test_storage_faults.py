@@ -88,9 +88,9 @@ def status(flush: str | None, commit: str | None) -> Handle:
 AGREEING = status(LSN_TEXT, LSN_TEXT)
 
 
-def failing(text: str, *, fatal: bool = False) -> Handle:
+def failing(text: str, *, closes: bool = False) -> Handle:
     async def handle(_session: Session, _query: str) -> None:
-        raise WireError(text, fatal=fatal)
+        raise WireError(text, closes=closes)
 
     return handle
 
@@ -265,7 +265,7 @@ async def test_a_huge_error_of_a_safekeeper_is_short_in_the_log_and_shows_no_tok
 
 async def test_a_huge_error_at_login_is_an_error(public_tmp: Path) -> None:
     def refuse(_session: Session, _password: str) -> None:
-        raise WireError(TOKEN + "x" * HUGE, fatal=True)
+        raise WireError(TOKEN + "x" * HUGE, closes=True)
 
     async def session(stream: trio.SocketStream) -> None:
         await serve_session(stream, authenticate=refuse, handle_query=hang)
