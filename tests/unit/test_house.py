@@ -36,7 +36,7 @@ NARROWER = {
     "model": {"errors", "model"},
     "telemetry": {"errors", "model", "telemetry"},
     "plan": {"deadlines", "errors", "model", "plan", "settings"},
-    "lifecycle": {"errors", "settings", "model", "telemetry", "lifecycle"},
+    "lifecycle": {"deadlines", "errors", "settings", "model", "telemetry", "lifecycle"},
     # Who uses it needs no server.
     "client": {"errors", "model", "plan", "telemetry", "client"},
 }
