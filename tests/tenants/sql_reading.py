@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-from pglast.parser import parse_sql_json
+from pglast.parser import parse_plpgsql_json, parse_sql_json
 
 _PLACEHOLDER = re.compile(r"%%|%(?:\(\w+\))?[stb]")
 # Keys that hold a name in parts, one of them a schema, and what such a name is of.
@@ -47,6 +47,31 @@ def unqualified(sql: str) -> list[str]:
     psycopg's placeholders may stand in it. What cannot be read, the text of a block or of a function, is named too.
     """
     return list(dict.fromkeys(_look(json.loads(parse_sql_json(_with_numbers(sql))), frozenset())))
+
+
+def findings(statement: str) -> list[str]:
+    """Return the same of any statement, also of what a block or function in plpgsql does and declares."""
+    is_block = statement.startswith("DO ")
+    if not is_block and "LANGUAGE plpgsql" not in statement:
+        return unqualified(statement) if statement.strip() else []
+    found = [] if is_block else [each for each in unqualified(statement) if each != "the text of a function"]
+    found += [each for query in _queries(json.loads(parse_plpgsql_json(statement))) for each in unqualified(query)]
+    declared = re.search(r"\bDECLARE\b(.*?)\bBEGIN\b", statement, re.DOTALL)
+    variables = re.findall(r"^ +(\w+) ([\w.\[\]]+);", declared[1], re.MULTILINE) if declared else []
+    return found + [f"type {kind}" for _, kind in variables if not kind.startswith("pg_catalog.") and kind != "record"]
+
+
+def _queries(node: Any) -> Iterator[str]:
+    """Yield the queries and expressions of a block, as statements."""
+    if isinstance(node, list):
+        for inner in node:
+            yield from _queries(inner)
+    elif isinstance(node, dict):
+        expression = node.get("PLpgSQL_expr")
+        if expression is not None:
+            yield f"SELECT {expression['query']}" if expression["parseMode"] == 2 else expression["query"]
+        for inner in node.values():
+            yield from _queries(inner)
 
 
 def _with_numbers(sql: str) -> str:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tests.fakes.specs import parsed
+from tests.tenants.sql_reading import findings
 from trio_compute.errors import SpecError
 from trio_compute.plan.catalog.lakebase import GRANTS
 from trio_compute.plan.catalog.operations import Plan
@@ -219,3 +220,14 @@ def test_quoting_can_be_read_back(text: str) -> None:
     assert quoted == f"${tag}${text}${tag}$"
     assert tag not in text
     assert f"${outer}$" not in quoted
+
+
+@settings(max_examples=200)
+@given(spec=SPECS, state=snapshots(), is_lakebase=st.booleans())
+def test_every_name_in_every_statement_of_a_plan_is_qualified(
+    spec: dict[str, Any], state: Snapshot, is_lakebase: bool
+) -> None:
+    """T-01: read by Postgres' own parser, blocks and the queries in them too."""
+    plan, _ = plan_catalog(wanted(spec, lakebase=is_lakebase, reader_statement_timeout="5s"), state)
+    for text in texts(plan):
+        assert findings(text) == []

@@ -23,8 +23,8 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 # Moments are microseconds since 1970: those mean the same in every time zone and date style of a session (R-02).
 _LOOK = """\
-SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::int8,
-       s.busy, (extract(epoch FROM s.idle_since) OPERATOR(pg_catalog.*) 1000000)::int8, s.autovacuum,
+SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::bigint,
+       s.busy, (extract(epoch FROM s.idle_since) OPERATOR(pg_catalog.*) 1000000)::bigint, s.autovacuum,
        (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication
         WHERE application_name OPERATOR(pg_catalog.<>) ALL (%(senders)s::pg_catalog.text[])),
        (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_subscription WHERE pid IS NOT NULL),
@@ -41,8 +41,8 @@ FROM (SELECT pg_catalog.count(*) FILTER (WHERE a.counts AND a.state OPERATOR(pg_
                        OPERATOR(pg_catalog.<>) ALL (%(applications)s::pg_catalog.text[]) AS counts
             FROM pg_catalog.pg_stat_activity) a) s"""
 _STATISTICS = """\
-(SELECT ARRAY[coalesce(pg_catalog.sum(active_time), 0)::float8::pg_catalog.text,
-                     coalesce(pg_catalog.sum(sessions), 0)::int8::pg_catalog.text]
+(SELECT ARRAY[coalesce(pg_catalog.sum(active_time), 0)::pg_catalog.float8::pg_catalog.text,
+                     coalesce(pg_catalog.sum(sessions), 0)::bigint::pg_catalog.text]
         FROM pg_catalog.pg_stat_database
         WHERE datname OPERATOR(pg_catalog.<>) ALL ('{{postgres,template0,template1}}'::pg_catalog.name[]))"""
 _WITH_STATISTICS = _LOOK.format(statistics=_STATISTICS.format())

@@ -26,7 +26,7 @@ SELECT pg_catalog.current_setting('server_version_num')::int OPERATOR(pg_catalog
                  AND s.setrole OPERATOR(pg_catalog.=) 0
                  AND 'pgaudit.log=none' OPERATOR(pg_catalog.=) ANY (s.setconfig))"""
 _NOTES = """\
-SELECT s.setdatabase::int8, s.setconfig FROM pg_catalog.pg_db_role_setting s
+SELECT s.setdatabase::bigint, s.setconfig FROM pg_catalog.pg_db_role_setting s
 JOIN pg_catalog.pg_authid a ON a.oid OPERATOR(pg_catalog.=) s.setrole
 WHERE a.rolname OPERATOR(pg_catalog.=) CURRENT_USER"""
 _ROLES = """\
@@ -35,7 +35,7 @@ SELECT a.rolname::pg_catalog.text, a.rolpassword,
                                      CASE WHEN a.rolcreaterole THEN 'CREATEROLE' END,
                                      CASE WHEN a.rolreplication THEN 'REPLICATION' END,
                                      CASE WHEN a.rolbypassrls THEN 'BYPASSRLS' END], NULL),
-       coalesce(s.setconfig, ARRAY[]::pg_catalog.text[]), a.oid::int8, a.rolsuper
+       coalesce(s.setconfig, ARRAY[]::pg_catalog.text[]), a.oid::bigint, a.rolsuper
 FROM pg_catalog.pg_authid a
 LEFT JOIN pg_catalog.pg_db_role_setting s
      ON s.setrole OPERATOR(pg_catalog.=) a.oid AND s.setdatabase OPERATOR(pg_catalog.=) 0"""
@@ -59,7 +59,7 @@ SELECT d.datname::pg_catalog.text, o.rolname::pg_catalog.text, d.datallowconn,
         FROM pg_catalog.aclexplode(d.datacl) AS entry
         JOIN pg_catalog.pg_roles p ON p.oid OPERATOR(pg_catalog.=) entry.grantee
         WHERE p.rolname OPERATOR(pg_catalog.=) %s),
-       coalesce(s.subscriptions, 0), d.oid::int8, coalesce(r.readers, 0), d.datconnlimit
+       coalesce(s.subscriptions, 0), d.oid::bigint, coalesce(r.readers, 0), d.datconnlimit
 FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles o ON o.oid OPERATOR(pg_catalog.=) d.datdba
 LEFT JOIN (SELECT subdbid, pg_catalog.count(*)::int AS subscriptions FROM pg_catalog.pg_subscription GROUP BY 1) s
           ON s.subdbid OPERATOR(pg_catalog.=) d.oid

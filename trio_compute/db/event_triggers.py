@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 _WAKEFUL = """\
-SELECT e.oid::int8, e.evtowner::int8, pg_catalog.format('ALTER EVENT TRIGGER %I DISABLE', e.evtname),
+SELECT e.oid::bigint, e.evtowner::bigint, pg_catalog.format('ALTER EVENT TRIGGER %I DISABLE', e.evtname),
        pg_catalog.format('ALTER EVENT TRIGGER %I ENABLE %s', e.evtname,
                          CASE WHEN e.evtenabled OPERATOR(pg_catalog.=) 'A' THEN 'ALWAYS' ELSE 'REPLICA' END)
 FROM pg_catalog.pg_event_trigger e WHERE e.evtenabled OPERATOR(pg_catalog.=) ANY ('{A,R}'::pg_catalog."char"[])"""

@@ -24,7 +24,7 @@ UNION ALL
 SELECT pg_catalog.format('prepared transaction %%L of %%s since %%s', p.gid, p.owner, p.prepared)
 FROM pg_catalog.pg_prepared_xacts p WHERE p.database OPERATOR(pg_catalog.=) %s"""
 _FORM = """\
-SELECT d.oid::int8, d.datconnlimit, d.datallowconn,
+SELECT d.oid::bigint, d.datconnlimit, d.datallowconn,
        EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts p WHERE p.database OPERATOR(pg_catalog.=) d.datname)
 FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) %s"""
 _END_SESSIONS = """\

@@ -35,7 +35,7 @@ SELECT n.nspname::pg_catalog.text, o.rolname::pg_catalog.text,
 FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_authid o ON o.oid OPERATOR(pg_catalog.=) n.nspowner
 WHERE (n.nspname OPERATOR(pg_catalog.=) 'public' OR pg_catalog.starts_with(n.nspname::pg_catalog.text, 'neon'))"""
 _TABLES = f"""\
-SELECT pg_catalog.format('%%s.%%s', n.nspname, c.relname), c.oid::int8,
+SELECT pg_catalog.format('%%s.%%s', n.nspname, c.relname), c.oid::bigint,
        r.rolsuper AND c.relkind OPERATOR(pg_catalog.=) 'r',
        {REAL_OWNER}
        AND NOT (c.relhastriggers OR c.relhasrules OR c.relrowsecurity OR c.relhassubclass OR c.relispartition)

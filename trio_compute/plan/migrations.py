@@ -18,8 +18,8 @@ _PREPARE = (
     "CREATE SCHEMA IF NOT EXISTS neon_migration",
     """\
 CREATE TABLE IF NOT EXISTS neon_migration.migration_id (
-    key int4 NOT NULL PRIMARY KEY,
-    id int8 NOT NULL DEFAULT 0
+    key int NOT NULL PRIMARY KEY,
+    id bigint NOT NULL DEFAULT 0
 )""",
     "INSERT INTO neon_migration.migration_id (key, id) VALUES (0, 0) ON CONFLICT (key) DO NOTHING",
     "ALTER SCHEMA neon_migration OWNER TO {superuser}",
