@@ -10,6 +10,7 @@ import pytest
 from tests.browser.looks import Page
 from tests.browser.served import START, Interference, serve
 from trio_compute.lifecycle import events as ev
+from trio_compute.lifecycle.compute import DatabaseFailure
 from trio_compute.lifecycle.status import Status
 from trio_compute.telemetry.metrics import ACTIVITY_CHECK_DURATION, CURRENT_DOWNTIME, TOTAL_DOWNTIME, metrics
 
@@ -76,6 +77,24 @@ class TestState:
             page.until(lambda: page.text("start-text") == "not available")
             assert page.text("downtime-now") == "not known yet"
             page.until_state("running")
+
+
+class TestDatabases:
+    def test_databases_that_failed_are_listed_as_text_and_go_when_all_is_well(self, page: Page) -> None:
+        """T-08: a name is whatever a tenant likes."""
+        with serve() as served:
+            page.show(served)
+            page.until(lambda: page.text("databases-text") == "all are as the spec wants them")
+            failed = (DatabaseFailure(HOSTILE, "ChangeSchemaPerms", "could not do it: locked"),)
+            served.do(lambda: setattr(served.world.compute.notices, "databases_failed", failed))
+            served.apply(ev.ApplyQueued())
+            page.until(lambda: page.texts("#databases li span")[:1] == [HOSTILE])
+            assert "could not do it: locked" in page.texts("#databases li")[0]
+            assert page.text("databases-text") == "The next apply tries again."
+            assert page.run("return window.hacked") is None
+            served.do(lambda: setattr(served.world.compute.notices, "databases_failed", ()))
+            served.apply(ev.ApplyBegan())
+            page.until(lambda: page.texts("#databases li") == [])
 
 
 def bars(page: Page) -> list[tuple[float, float]]:
