@@ -30,8 +30,10 @@ DEFAULT_RUNS = 4  # an even number: ours and the floor take turns at being first
 WORKERS = 9
 NOTHING_LIMIT_MS = 60.0
 CREATION_LIMIT = 1.1
+DELETION_LIMIT = 1.3
 PRIVILEGED = "neon_superuser"
 TIMELINE = "0" * 32
+MOST_REPETITIONS = 600
 
 
 class Sizes(Struct, frozen=True, kw_only=True):
@@ -42,6 +44,8 @@ class Sizes(Struct, frozen=True, kw_only=True):
     roles: int = 100
     databases: int = 100
     leavers: int = 50
+    owned_tables: int = 20_000
+    inhabited_databases: int = 1000
 
 
 FULL = Sizes()
@@ -86,7 +90,7 @@ class _Server:
 
     async def floor(self, plan: Plan) -> None:
         """Send the statements of a plan by psql."""
-        await self.psql(_script(op for phase in plan.before for op in phase.operations))
+        await self.psql(_script(op for phase in (*plan.first, *plan.before) for op in phase.operations))
         for work in plan.databases:
             await self.psql(_script(op for phase in work.phases for op in phase.operations), work.database)
         await self.psql(_script(op for phase in plan.after for op in phase.operations))
@@ -103,7 +107,17 @@ class _Server:
 def _script(operations: Iterable[Operation]) -> str:
     # What a condition would skip here, psql is not told to do: a fresh public belongs to pg_database_owner.
     kept = (op for op in operations if not op.statement.startswith("ALTER SCHEMA public"))
-    return "".join(f"{op.statement}{chr(10) + chr(92) + 'gexec' if op.each else ';'}\n" for op in kept)
+    return "".join(map(_lines, kept))
+
+
+def _lines(operation: Operation) -> str:
+    """Return what psql needs for one operation; it knows no loops, so a repeated one stands there often enough."""
+    if operation.each:
+        return f"{operation.statement}\n\\gexec\n"
+    if operation.repeated and operation.only_if is not None:
+        once = f"SELECT EXISTS ({operation.only_if}) AS more\n\\gset\n\\if :more\n{operation.statement};\n\\endif\n"
+        return once * MOST_REPETITIONS
+    return f"{operation.statement};\n"
 
 
 async def _run(runs: int, sizes: Sizes) -> Report:
@@ -120,6 +134,10 @@ async def _run(runs: int, sizes: Sizes) -> Report:
                 await measured.passwords(stand, is_ours=is_ours)
             for is_ours in order:
                 await measured.drop(stand, is_ours=is_ours)
+            for is_ours in order:
+                await measured.rich(stand, is_ours=is_ours)
+            for is_ours in order:
+                await measured.resident(stand, is_ours=is_ours)
     figures = measured.figures()
     aims = [
         verdict(
@@ -127,6 +145,8 @@ async def _run(runs: int, sizes: Sizes) -> Report:
         ),
         verdict("nothing to do: one session", figures[1].ours, 1, "sessions"),
         verdict(f"creation ≤ {CREATION_LIMIT} × floor", figures[2].ratio or 0, CREATION_LIMIT, "×"),
+        verdict(f"one owner of many tables ≤ {DELETION_LIMIT} × floor", figures[5].ratio or 0, DELETION_LIMIT, "×"),
+        verdict(f"one role in many databases ≤ {DELETION_LIMIT} × floor", figures[6].ratio or 0, DELETION_LIMIT, "×"),
     ]
     return Report(
         bench="reconcile",
@@ -152,6 +172,8 @@ class _Measured:
         self._creation = f"create {sizes.created_roles:,} roles, {sizes.created_databases} databases"
         self._passwords = f"change {sizes.roles} passwords"
         self._drop = f"drop {sizes.leavers} owners in {sizes.databases} databases"
+        self._rich = f"drop the owner of {sizes.owned_tables:,} tables"
+        self._resident = f"drop one role in {sizes.inhabited_databases:,} databases"
 
     def figures(self) -> list[Result]:
         """Return what was measured, the nothing first."""
@@ -161,6 +183,8 @@ class _Measured:
             self.samples.result(self._creation, "ms", against=f"{self._creation} by psql"),
             self.samples.result(self._passwords, "ms", against=f"{self._passwords} by psql"),
             self.samples.result(self._drop, "ms", against=f"{self._drop} by psql"),
+            self.samples.result(self._rich, "ms", against=f"{self._rich} by psql"),
+            self.samples.result(self._resident, "ms", against=f"{self._resident} by psql"),
         ]
 
     async def creation(self, stand: rig.Rig, *, is_ours: bool) -> None:
@@ -203,6 +227,36 @@ class _Measured:
             for database in wanted.databases:
                 await server.psql(tables, database.name)
             await self._measure(server, self._drop, msgspec.structs.replace(wanted, delta=delta), is_ours=is_ours)
+
+    async def rich(self, stand: rig.Rig, *, is_ours: bool) -> None:
+        """Delete a role that owns more tables than one transaction can lock."""
+        async with _fresh(stand):
+            server, wanted = _Server(stand), _wanted(2, 1)
+            await server.apply(wanted)
+            await server.psql('CREATE ROLE "rich";')
+            make = (
+                "DO $$ BEGIN FOR n IN {first}..{last} LOOP "
+                "EXECUTE pg_catalog.format('CREATE TABLE public.t%s (id int)', n); "
+                "EXECUTE pg_catalog.format('ALTER TABLE public.t%s OWNER TO rich', n); END LOOP; END $$;\n"
+            )
+            chunks = range(0, self._sizes.owned_tables, 500)
+            last = self._sizes.owned_tables - 1
+            script = "".join(make.format(first=first, last=min(first + 499, last)) for first in chunks)
+            await server.psql(script, wanted.databases[0].name)
+            delta = (DeltaOp(action="delete_role", name="rich"),)
+            await self._measure(server, self._rich, msgspec.structs.replace(wanted, delta=delta), is_ours=is_ours)
+
+    async def resident(self, stand: rig.Rig, *, is_ours: bool) -> None:
+        """Delete a role that owns one table in each of many databases."""
+        async with _fresh(stand):
+            server, wanted = _Server(stand), _wanted(2, self._sizes.inhabited_databases)
+            await server.apply(wanted)
+            await server.psql('CREATE ROLE "resident";')
+            for database in wanted.databases:
+                table = 'CREATE TABLE public.t (id int); ALTER TABLE public.t OWNER TO "resident";'
+                await server.psql(table, database.name)
+            delta = (DeltaOp(action="delete_role", name="resident"),)
+            await self._measure(server, self._resident, msgspec.structs.replace(wanted, delta=delta), is_ours=is_ours)
 
     async def _measure(self, server: _Server, name: str, wanted: Wanted, *, is_ours: bool) -> None:
         if is_ours:

@@ -11,11 +11,11 @@ from msgspec import structs
 
 from tests.fakes.specs import parsed, settings
 from tests.tenants.ground import Ground
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.plan.preview import PhaseView
 from trio_compute.ports import Host
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.spans import Recorder
 
 QUICK = Deadlines(
