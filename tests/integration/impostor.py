@@ -103,25 +103,30 @@ class Lies:
     def __init__(self) -> None:
         self.stopped = threading.Event()
         self.ended = threading.Event()
+        self.in_place = threading.Semaphore(0)
         self.words: list[str] = []
 
     def tell(self, attack: Attack, port: int) -> None:
         try:
             with ExitStack() as stack:
-                attack(port, stack).lie_until(self.stopped)
+                impostor = attack(port, stack)
+                self.in_place.release()
+                impostor.lie_until(self.stopped)
         except (Ended, OSError) as ended:  # one may also be ended while it only begins
             self.words.append(str(ended))
             self.ended.set()
 
 
 @contextmanager
-def lying(port: int, *attacks: Attack) -> Iterator[Lies]:
-    """Let impostors lie for as long as the block runs."""
+def lying(port: int, *attacks: Attack, unhindered: bool = False) -> Iterator[Lies]:
+    """Let impostors lie for as long as the block runs, which begins once they do if nobody hinders them."""
     lies = Lies()
     threads = [threading.Thread(target=lies.tell, args=(attack, port)) for attack in attacks]
     for thread in threads:
         thread.start()
     try:
+        # One that decodes waits for transactions that run, and those might wait for him.
+        assert not unhindered or all(lies.in_place.acquire(timeout=20) for _ in attacks), lies.words
         yield lies
     finally:
         lies.stopped.set()

@@ -94,7 +94,7 @@ async def test_what_an_impostor_acknowledged_before_we_came_survives_a_kill(name
     """T-19: nobody but the impostor has received anything; 1 acknowledged row of 1 is there after kill −9."""
     port = fleet.ports["primary"].postgres
     async with unheard_primary(fleet) as primary:
-        with lying(port, *ATTACKS[name]):
+        with lying(port, *ATTACKS[name], unhindered=True):
             with trio.fail_after(20):
                 await primary.sql("CREATE TABLE kept AS SELECT 1 AS number")
             await primary.kill()
@@ -157,7 +157,7 @@ async def test_a_receiver_of_another_name_and_a_replica_are_left_alone(fleet: Fl
         await receiver.connected.wait()
         await primary.sql(TENANT)
         async with fleet.compute(fleet.world.endpoint("replica", "Replica")) as replica:
-            with lying(ports[0], an_honest_receiver) as unmolested:
+            with lying(ports[0], an_honest_receiver, unhindered=True) as unmolested:
                 with lying(ports[0], a_physical_receiver) as lies, trio.fail_after(5):
                     await trio.to_thread.run_sync(lies.ended.wait, abandon_on_cancel=True)
                 await primary.sql("CREATE TABLE kept AS SELECT 1 AS number")
@@ -215,7 +215,7 @@ async def test_a_replica_that_was_promoted_keeps_what_an_impostor_acknowledged(f
             await replica.sql("ALTER SYSTEM SET synchronous_standby_names = walproposer")
             await replica.sql("SELECT pg_reload_conf()")
             assert await replica.sql("SELECT pg_promote()") == [(True,)]
-            with lying(replica_port, a_physical_receiver):
+            with lying(replica_port, a_physical_receiver, unhindered=True):
                 with trio.fail_after(20):
                     await replica.sql("INSERT INTO handed VALUES (2)")
                 await replica.kill()
@@ -237,7 +237,7 @@ def test_what_was_acknowledged_after_dev_died_alone_is_there(
         pids = descendants(dev.process.pid)
         os.kill(dev.process.pid, signal.SIGKILL)
         dev.process.wait(timeout=20)
-        with lying(dev.port, a_physical_receiver):
+        with lying(dev.port, a_physical_receiver, unhindered=True):
             with psycopg.connect(dev.connstr(), autocommit=True) as connection:
                 connection.execute("CREATE TABLE kept AS SELECT 1 AS number")
             for pid in pids:
@@ -247,4 +247,4 @@ def test_what_was_acknowledged_after_dev_died_alone_is_there(
     with running_dev(data) as dev:
         with psycopg.connect(dev.connstr(), autocommit=True) as connection:
             assert connection.execute("SELECT number FROM kept").fetchall() == [(1,)]
-        assert dev.interrupt() == 0
+        assert dev.interrupt() == 0, dev.said
