@@ -33,7 +33,7 @@ CREATION_LIMIT = 1.1
 DELETION_LIMIT = 1.3
 PRIVILEGED = "neon_superuser"
 TIMELINE = "0" * 32
-MOST_REPETITIONS = 600
+SMALLEST_BATCH = 100  # of tables that change hands in one transaction, on these servers
 
 
 class Sizes(Struct, frozen=True, kw_only=True):
@@ -88,12 +88,18 @@ class _Server:
         """Return what there is to do."""
         return (await look_ahead(self.connstr, wanted, [], deadlines=Deadlines())).plan
 
-    async def floor(self, plan: Plan) -> None:
-        """Send the statements of a plan by psql."""
-        await self.psql(_script(op for phase in (*plan.first, *plan.before) for op in phase.operations))
+    async def floor(self, plan: Plan, repetitions: int) -> None:
+        """Send the statements of a plan by psql, those that repeat at most so often."""
+
+        def script(operations: Iterable[Operation]) -> str:
+            # What a condition would skip here, psql is not told to do: a fresh public belongs to pg_database_owner.
+            kept = (op for op in operations if not op.statement.startswith("ALTER SCHEMA public"))
+            return "".join(_lines(op, repetitions) for op in kept)
+
+        await self.psql(script(op for phase in (*plan.first, *plan.before) for op in phase.operations))
         for work in plan.databases:
-            await self.psql(_script(op for phase in work.phases for op in phase.operations), work.database)
-        await self.psql(_script(op for phase in plan.after for op in phase.operations))
+            await self.psql(script(op for phase in work.phases for op in phase.operations), work.database)
+        await self.psql(script(op for phase in plan.after for op in phase.operations))
 
     async def sessions(self) -> int:
         """Return how many sessions there ever were, this one left out."""
@@ -104,19 +110,13 @@ class _Server:
         return int(row[0]) if row else 0
 
 
-def _script(operations: Iterable[Operation]) -> str:
-    # What a condition would skip here, psql is not told to do: a fresh public belongs to pg_database_owner.
-    kept = (op for op in operations if not op.statement.startswith("ALTER SCHEMA public"))
-    return "".join(map(_lines, kept))
-
-
-def _lines(operation: Operation) -> str:
+def _lines(operation: Operation, repetitions: int) -> str:
     """Return what psql needs for one operation; it knows no loops, so a repeated one stands there often enough."""
     if operation.each:
         return f"{operation.statement}\n\\gexec\n"
     if operation.repeated and operation.only_if is not None:
         once = f"SELECT EXISTS ({operation.only_if}) AS more\n\\gset\n\\if :more\n{operation.statement};\n\\endif\n"
-        return once * MOST_REPETITIONS
+        return once * repetitions
     return f"{operation.statement};\n"
 
 
@@ -244,7 +244,9 @@ class _Measured:
             script = "".join(make.format(first=first, last=min(first + 499, last)) for first in chunks)
             await server.psql(script, wanted.databases[0].name)
             delta = (DeltaOp(action="delete_role", name="rich"),)
-            await self._measure(server, self._rich, msgspec.structs.replace(wanted, delta=delta), is_ours=is_ours)
+            repetitions = self._sizes.owned_tables // SMALLEST_BATCH + 1
+            wanted = msgspec.structs.replace(wanted, delta=delta)
+            await self._measure(server, self._rich, wanted, is_ours=is_ours, repetitions=repetitions)
 
     async def resident(self, stand: rig.Rig, *, is_ours: bool) -> None:
         """Delete a role that owns one table in each of many databases."""
@@ -258,14 +260,16 @@ class _Measured:
             delta = (DeltaOp(action="delete_role", name="resident"),)
             await self._measure(server, self._resident, msgspec.structs.replace(wanted, delta=delta), is_ours=is_ours)
 
-    async def _measure(self, server: _Server, name: str, wanted: Wanted, *, is_ours: bool) -> None:
+    async def _measure(
+        self, server: _Server, name: str, wanted: Wanted, *, is_ours: bool, repetitions: int = 1
+    ) -> None:
         if is_ours:
             spans = Recorder()
             self.samples.add(name, await _timed(partial(server.apply, wanted, spans)))
             self.recorded.setdefault(name, []).append(_stretches_of(spans))
         else:
             plan = await server.plan(wanted)
-            self.samples.add_reference(f"{name} by psql", await _timed(partial(server.floor, plan)))
+            self.samples.add_reference(f"{name} by psql", await _timed(partial(server.floor, plan, repetitions)))
 
 
 def _stretches_of(spans: Recorder) -> list[Stretch]:

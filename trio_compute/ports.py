@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_compute.db.fortress import learn_major
 from trio_compute.db.runtime_sql import RuntimeSql
 from trio_compute.db.target import Target
 from trio_compute.errors import HostError, SpecError
@@ -32,6 +33,7 @@ from trio_compute.plan.tls import tls_in_use
 from trio_compute.postgres import pgdata as data_directory
 from trio_compute.postgres.binaries import resolve_pgbin
 from trio_compute.postgres.certificate import CERTIFICATE_FILE, KEY_FILE, install_key_pair
+from trio_compute.postgres.data_version import major_of
 from trio_compute.postgres.postmaster import Postmaster, open_postmaster, wait_ready
 from trio_compute.postgres.tools import PostgresTools
 from trio_compute.postgres.warm_up import warm_vm_memory
@@ -191,6 +193,7 @@ class Host(RuntimeSql, PostgresTools):
 
     def open_postmaster(self, parsed: ParsedSpec, urgency: Cell[Urgency]) -> AbstractAsyncContextManager[Postmaster]:
         """Run Postgres for as long as the block runs."""
+        learn_major(Target.parse(self.settings.connstr), major_of(self.settings.pgdata))
         return open_postmaster(
             [*self._control_group(), str(self.pgbin), "-D", str(self.settings.pgdata)],
             self.settings.pgdata,

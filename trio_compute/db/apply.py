@@ -50,7 +50,7 @@ MOST_CONFLICTS = 3
 _DATABASE_GONE = frozenset({"3D000", "55000"})
 # What the plan rests on changed under it: somebody made, dropped, renamed or gave away an object in the meantime.
 _OUTDATED = frozenset({"2BP01", "3D000", "3F000", "42704", "42P04", "42710", "42809", "42P01", "42883"})
-MOST_PLANS = 6
+MOST_PLANS = 5
 _INNER_STATEMENT = re.compile(r'\ASQL statement "(?P<statement>.*)" PL/pgSQL function inline_code_block', re.DOTALL)
 _OUTSIDE_TRANSACTIONS = ("CREATE DATABASE ", "DROP DATABASE ")
 
@@ -67,15 +67,15 @@ async def apply_catalog(connstr: str, wanted: Wanted, *, workers: int, deadlines
         with trio.fail_after(deadlines.catalog_total):
             async with changing(target), open_maintenance(target, deadlines) as connection:
                 first = plan = await _plan(connection, wanted)
-                for _ in range(MOST_PLANS - 1):
+                for number in range(1, MOST_PLANS + 1):
                     failures = await _Execution(connection, target, workers, deadlines, spans).carry_out(plan)
-                    if not any(failure.sqlstate in _OUTDATED for failure in failures):
-                        break
+                    if not failures:
+                        return first
+                    if number == MOST_PLANS or not any(failure.sqlstate in _OUTDATED for failure in failures):
+                        raise CatalogFailed(failures)
                     log.info("the plan is out of date", failures=len(failures))
                     plan = await _plan(connection, wanted)
-                if failures:
-                    raise CatalogFailed(failures)
-                return first
+                raise AssertionError("the last plan returns or raises")
     except trio.TooSlowError:
         raise PostgresError(f"the catalog was not as wanted after {deadlines.catalog_total:g} s") from None
     except psycopg.Error as error:

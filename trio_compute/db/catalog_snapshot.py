@@ -9,13 +9,13 @@ from __future__ import annotations
 from trio_compute.db.maintenance import Connection
 from trio_compute.db.own_objects import SCHEMAS, FormerTable, former_tables, read_unless_locked
 from trio_compute.plan.catalog import notes
-from trio_compute.plan.catalog.extensions import MARKER_TABLE
+from trio_compute.plan.catalog.extensions import HEALTH_CHECK, MARKER_TABLE
 from trio_compute.plan.catalog.lakebase import GRANTS, MONITOR
 from trio_compute.plan.catalog.snapshot import DatabaseFacts, ExtensionFacts, RoleFacts, SchemaFacts, Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
 from trio_compute.plan.conf_syntax import split_libraries
 
-FORMER_TABLES = ("public.health_check", MARKER_TABLE, "neon.prepared_databases")
+FORMER_TABLES = (HEALTH_CHECK, MARKER_TABLE, "neon.prepared_databases")
 _FACTS = """\
 SELECT pg_catalog.current_setting('server_version_num')::int OPERATOR(pg_catalog./) 10000,
        pg_catalog.current_database()::pg_catalog.text,
@@ -84,6 +84,12 @@ FROM (SELECT r.rolname AS role, coalesce(d.datname, pg_catalog.current_database(
       SELECT p.owner, p.database, false FROM pg_catalog.pg_prepared_xacts p
       WHERE p.owner OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.name[])) f
 GROUP BY 1"""
+_SUBSCRIBERS = """\
+SELECT r.rolname::pg_catalog.text, pg_catalog.array_agg(DISTINCT d.datname::pg_catalog.text)
+FROM pg_catalog.pg_subscription s
+JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) s.subowner
+JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.subdbid
+WHERE r.rolname OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.name[]) GROUP BY 1"""
 _EXTENSIONS = """\
 SELECT e.extname::pg_catalog.text, n.nspname::pg_catalog.text, e.extrelocatable,
        e.extversion OPERATOR(pg_catalog.=) coalesce(a.default_version, e.extversion), o.rolsuper
@@ -110,6 +116,7 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
     tables = await former_tables(connection, FORMER_TABLES)
     leaving = _leaving(wanted)
     footholds = await connection.rows(_FOOTHOLDS, leaving, leaving) if leaving else []
+    subscribers = await connection.rows(_SUBSCRIBERS, leaving) if leaving else []
     roles = await _read_roles(connection, wanted, leaving)
     names = {facts.oid: name for name, facts in roles.items()}
     grants = ", ".join(grant.held for grant in GRANTS)
@@ -120,6 +127,7 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
         roles=roles,
         databases=await _read_databases(connection, wanted, written, names),
         footholds={role: frozenset(places) for role, places, _ in footholds},
+        subscribers={role: frozenset(places) for role, places in subscribers},
         estates={role: frozenset(places or ()) for role, _, places in footholds},
         extensions={name: ExtensionFacts(*facts) for name, *facts in await connection.rows(_EXTENSIONS)},
         available_extensions=frozenset(name for (name,) in await connection.rows(_AVAILABLE)),
@@ -128,7 +136,7 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
             for name, owner, is_ours, open_to in await connection.rows(SCHEMAS)
         },
         libraries=split_libraries(libraries),
-        former_tables={table.name: table.oid if table.is_ours else 0 for table in tables},
+        former_tables={table.name: table.oid if _is_usable(table) else 0 for table in tables},
         audit_silenced=audit_silenced,
         dropped_subscriptions_of=(
             written.get(0, {}).get(notes.SUBSCRIPTIONS_DROPPED) if has_notes else await _read_marker(connection, tables)
@@ -138,6 +146,11 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
         monitor_grants={} if lakebase is None else {g.what: held for g, held in zip(GRANTS, lakebase, strict=False)},
         write_check=None if lakebase is None else lakebase[-1],
     )
+
+
+def _is_usable(table: FormerTable) -> bool:
+    """Tell whether a table is ours to write to; the one in public, where others can replace it, is only dropped."""
+    return table.is_ours if table.name == HEALTH_CHECK else table.is_trustworthy
 
 
 def _leaving(wanted: Wanted) -> list[str]:

@@ -50,10 +50,6 @@ class ConnectFailed(PostgresError):
     """Report that no session could be opened; the text is libpq's and never contains the password."""
 
 
-class ConnectTimedOut(ConnectFailed):
-    """Report that the server did not open a session in time."""
-
-
 class _Run(Generic[T]):
     """Drive one protocol generator; `finish` may be awaited again after a cancellation cut it short."""
 
@@ -197,7 +193,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                 return connection
         except psycopg.Error as error:
             raise ConnectFailed(str(error).strip()) from error
-        raise ConnectTimedOut(f"no session at {target.host}:{target.port} within {connect_timeout_seconds:g} seconds")
+        raise ConnectFailed(f"no session at {target.host}:{target.port} within {connect_timeout_seconds:g} seconds")
 
     async def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:  # noqa: ARG002
         """Run a protocol generator; when cut short, bring the connection to rest or close it. `interval` is unused."""

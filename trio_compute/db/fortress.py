@@ -20,6 +20,9 @@ ENCODING = "SQL_ASCII"
 OWN_PREFIX = "trio_compute."
 EVENT_TRIGGERS_SINCE = 17  # the first major with a switch for them, with login triggers, and with transaction_timeout
 
+# The major of the server at a host and port: from its data directory, or from its first session.
+_majors: dict[tuple[str, int], int] = {}
+
 _FIXED = {
     "search_path": "pg_catalog,pg_temp",
     # Triggers, rules and event triggers of others do not fire, unless they are set to fire always.
@@ -73,6 +76,26 @@ def as_former_superuser(target: Target) -> Target:
 def modern(target: Target) -> Target:
     """Return a target with the options that only Postgres since 17 knows."""
     return target.replace(options=f"{target.options} {_words(_FIXED_SINCE_17)}")
+
+
+def learn_major(target: Target, major: int) -> None:
+    """Remember which options the server at a place knows; one that is known is never taken for an older one."""
+    _majors[target.host, target.port] = major
+
+
+def is_modern(target: Target) -> bool | None:
+    """Tell whether a server knows them; None while that is not known, and then it has to be tried."""
+    major = _majors.get((target.host, target.port))
+    return None if major is None else major >= EVENT_TRIGGERS_SINCE
+
+
+def refuses_modern(target: Target, text: str) -> bool:
+    """Tell from libpq's text, the only thing that it tells, that a server does not know the options of 17.
+
+    The name of a setting is in it in every language; a database of such a name must not be taken for it.
+    """
+    names = [name for name in _FIXED_SINCE_17 if name not in target.dbname and name not in target.user]
+    return any(name in text for name in names)
 
 
 def neutral_values(settings: Iterable[tuple[str, str | None]]) -> list[str]:

@@ -13,14 +13,17 @@ from psycopg.pq import DiagnosticField
 
 from trio_compute.db import event_triggers
 from trio_compute.db.carried_text import ADAPTERS, encoded, escaped
-from trio_compute.db.connection import ConnectFailed, ConnectTimedOut, TrioConnection
+from trio_compute.db.connection import ConnectFailed, TrioConnection
 from trio_compute.db.fortress import (
     EVENT_TRIGGERS_SINCE,
     OPENING,
     as_former_superuser,
     fortified,
+    is_modern,
+    learn_major,
     modern,
     neutral_values,
+    refuses_modern,
     setting_statement,
 )
 from trio_compute.db.refusal import refusal
@@ -46,8 +49,6 @@ SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname OPERATOR(
 _HAS_EXTENSION = """\
 SELECT 1 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_authid o ON o.oid OPERATOR(pg_catalog.=) e.extowner
 WHERE e.extname OPERATOR(pg_catalog.=) 'neon' AND o.rolsuper"""
-# Whether the server at a host and port knows the options of 17; learnt from its first session.
-_is_modern: dict[tuple[str, int], bool] = {}
 
 log = get_logger("catalog")
 
@@ -93,7 +94,7 @@ def maintenance_target(connstr: str, purpose: str, deadlines: Deadlines) -> Targ
 def fortress_options(connstr: str, deadlines: Deadlines) -> str:
     """Return the options of such a session for a child that speaks SQL itself, such as pg_dump."""
     target = maintenance_target(connstr, "child", deadlines)
-    return modern(target).options if _is_modern.get((target.host, target.port)) else target.options
+    return modern(target).options if is_modern(target) else target.options
 
 
 @asynccontextmanager
@@ -126,11 +127,7 @@ async def _shut_out_strangers(connection: Connection) -> None:
         raise ConnectRefused(failure_text(error), error.sqlstate) from None
     if user not in {catalog_rules.SUPERUSER, FORMER_SUPERUSER}:
         raise ConnectRefused(f"the session is one of {escaped(user)!r}, not of {catalog_rules.SUPERUSER}", None)
-    connection.wakes_event_triggers = wakes and not _speaks_17(connection)
-
-
-def _speaks_17(connection: Connection) -> bool:
-    return connection.info.server_version // 10000 >= EVENT_TRIGGERS_SINCE
+    connection.wakes_event_triggers = wakes and _major(connection) < EVENT_TRIGGERS_SINCE
 
 
 def _log_notice(notice: psycopg.errors.Diagnostic) -> None:
@@ -161,27 +158,30 @@ async def _connect(target: Target, deadlines: Deadlines, give_up_at: float) -> C
 
 
 async def _connect_once(target: Target, timeout_seconds: float) -> Connection:
-    """Connect with all options that the server knows; which these are is found out once."""
-    place = target.host, target.port
-    known = _is_modern.get(place)
-    if known is not False:
+    """Connect with all options that the server knows; which these are is found out once.
+
+    Only a server that says that it does not know them is asked without: else whoever can make us fail could have a
+    login trigger of 17 run in our session.
+    """
+    if is_modern(target) is not False:
         try:
             connection = await Connection.connect(modern(target), connect_timeout_seconds=timeout_seconds)
-        except ConnectTimedOut:
-            raise
-        except ConnectFailed:
-            if known:
-                _is_modern.pop(place, None)  # perhaps there is another server now
+        except ConnectFailed as error:
+            if is_modern(target) or not refuses_modern(target, str(error)):
                 raise
         else:
-            _is_modern[place] = True
+            learn_major(target, _major(connection))
             return connection
     connection = await Connection.connect(target, connect_timeout_seconds=timeout_seconds)
-    _is_modern[place] = _speaks_17(connection)
-    if _is_modern[place]:  # it did not take the options a moment ago, or is not the server that we knew
-        await connection.close()
-        return await Connection.connect(modern(target), connect_timeout_seconds=timeout_seconds)
-    return connection
+    learn_major(target, _major(connection))
+    if not is_modern(target):
+        return connection
+    await connection.close()  # not the server that we knew
+    return await Connection.connect(modern(target), connect_timeout_seconds=timeout_seconds)
+
+
+def _major(connection: Connection) -> int:
+    return connection.info.server_version // 10000
 
 
 async def _make_superuser(target: Target, deadlines: Deadlines, first: ConnectFailed) -> None:

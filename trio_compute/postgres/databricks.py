@@ -9,6 +9,7 @@ from trio_compute.host.files import write_bytes_atomically
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.spec import DatabricksSettings
 from trio_compute.plan.access_files import FIRST_MAJOR_WITH_INCLUDES, include_line, with_line_first
+from trio_compute.postgres.data_version import major_of
 
 
 def install_databricks_files(pgdata: Path, run_as: RunAs, settings: DatabricksSettings) -> None:
@@ -16,7 +17,7 @@ def install_databricks_files(pgdata: Path, run_as: RunAs, settings: DatabricksSe
 
     Refuses Postgres before 16, which cannot read the lines (F-17).
     """
-    major = _major(pgdata)
+    major = major_of(pgdata)
     if major < FIRST_MAJOR_WITH_INCLUDES:
         raise HostError(f"databricks_settings need Postgres {FIRST_MAJOR_WITH_INCLUDES} or newer, this is {major}")
     tls = settings.pg_compute_tls_settings
@@ -24,14 +25,6 @@ def install_databricks_files(pgdata: Path, run_as: RunAs, settings: DatabricksSe
     _copy_once(Path(tls.key_file), pgdata, run_as).chmod(0o600)
     _include_first(pgdata / "pg_hba.conf", settings.databricks_pg_hba, run_as)
     _include_first(pgdata / "pg_ident.conf", settings.databricks_pg_ident, run_as)
-
-
-def _major(pgdata: Path) -> int:
-    path = pgdata / "PG_VERSION"
-    try:
-        return int(path.read_text(encoding="ascii").strip().partition(".")[0])
-    except (OSError, ValueError) as error:
-        raise HostError(f"cannot tell the version of Postgres from {path}") from error
 
 
 def _copy_once(source: Path, pgdata: Path, run_as: RunAs) -> Path:

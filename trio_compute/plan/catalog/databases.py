@@ -99,7 +99,7 @@ def _drop(name: str, why: str, *, retried: frozenset[str] = frozenset()) -> Oper
 def _renaming(old: str, new: str, state: Snapshot, warnings: list[str]) -> Iterator[Operation]:
     if old in state.databases and new not in state.databases:
         state.databases[new] = state.databases.pop(old)
-        for held in (state.footholds, state.estates):
+        for held in (state.footholds, state.estates, state.subscribers):
             held |= {role: places - {old} | {new} for role, places in held.items() if old in places}
         yield Operation(
             what=f"rename database {old} to {new}",

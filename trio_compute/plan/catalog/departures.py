@@ -143,7 +143,27 @@ def give_databases_away(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
 
 def places(wanted: Wanted, state: Snapshot) -> list[str]:
     """Return the databases in which something has to be done before these roles can be dropped."""
-    return sorted({place for role in leavers(wanted, state) for place in state.footholds.get(role, ())})
+    held = (state.footholds, state.subscribers)
+    return sorted({place for role in leavers(wanted, state) for places in held for place in places.get(role, ())})
+
+
+def drop_subscriptions(name: str, wanted: Wanted, state: Snapshot) -> Phase | None:
+    """Plan the end of a role's subscriptions before 16, where superusers alone may own one; their slots stay."""
+    owners = [role for role in leavers(wanted, state) if name in state.subscribers.get(role, ())]
+    if state.major >= 16 or not owners:
+        return None
+    operations = []
+    for role in owners:
+        state.subscribers[role] -= {name}
+        operations.append(
+            Operation(
+                what=f"drop the subscriptions of role {role} in database {name}",
+                why=f"{WHY}; before 16 a superuser alone could have them",
+                statement=leftovers.drop_subscriptions(state.roles[role].oid),
+                subject=Subject("role", role),
+            )
+        )
+    return Phase("DropSubscriptionsOfDeletedRoles", tuple(operations))
 
 
 def role_references(name: str, wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
@@ -197,7 +217,7 @@ def _inheritance(role: str, database: str, state: Snapshot) -> Iterator[Operatio
     yield Operation(
         what=f"give what role {role} owns to {name}",
         why=WHY,
-        statement=leftovers.move_all(oid, heir, major=state.major, is_powerless=not to_owner),
+        statement=leftovers.move_all(oid, heir, is_powerless=not to_owner),
         subject=subject,
     )
 

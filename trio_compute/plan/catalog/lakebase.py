@@ -128,13 +128,13 @@ def _note_platform_roles(state: Snapshot) -> Operation:
 
 
 def alter_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
-    """Plan the statement timeout of reader roles, as far as they are the platform's."""
+    """Plan the statement timeout of reader roles, whoever made them: it is a limit and no right (T-05)."""
     timeout = wanted.reader_statement_timeout
     if not wanted.lakebase or timeout in {None, "", "0"}:
         return
     setting = f"statement_timeout={timeout}"
     for name, facts in list(state.roles.items()):
-        if _READER.match(name) and _is_platform_role(name, wanted, state) and setting not in facts.settings:
+        if _READER.match(name) and setting not in facts.settings:
             state.roles[name] = structs.replace(facts, settings=facts.settings | {setting})
             yield Operation(
                 what=f"limit the statements of role {name}",

@@ -42,11 +42,10 @@ UNION ALL
 SELECT pg_catalog.format('foreign data wrapper %I', w.fdwname),
        pg_catalog.format('ALTER FOREIGN DATA WRAPPER %I OWNER TO %I', w.fdwname, {superuser})
 FROM pg_catalog.pg_foreign_data_wrapper w WHERE w.fdwowner OPERATOR(pg_catalog.=) {role}"""
-_SUBSCRIPTIONS_BEFORE_16 = """
-UNION ALL
+_SUBSCRIPTIONS = """\
 SELECT pg_catalog.format('subscription %I', u.subname),
-       pg_catalog.format('ALTER SUBSCRIPTION %1$I DISABLE; ALTER SUBSCRIPTION %1$I OWNER TO %2$I',
-                         u.subname, {superuser})
+       pg_catalog.format('ALTER SUBSCRIPTION %1$I DISABLE; ALTER SUBSCRIPTION %1$I SET (slot_name = NONE); '
+                         'DROP SUBSCRIPTION %1$I', u.subname)
 FROM pg_catalog.pg_subscription u
 JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) u.subdbid
 WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() AND u.subowner OPERATOR(pg_catalog.=) {role}"""
@@ -117,25 +116,35 @@ def move_relations(role: int, heir: str) -> str:
     )
 
 
-def move_all(role: int, heir: str, *, major: int, is_powerless: bool) -> str:
+def drop_subscriptions(role: int) -> str:
+    """Return the statement that drops the subscriptions of a role in this database, and says so."""
+    body = _one_by_one(_SUBSCRIPTIONS.format(role=role), "%s was dropped, and its slot left: its owner was deleted")
+    return block(body, "item pg_catalog.text", "command pg_catalog.text")
+
+
+def move_all(role: int, heir: str, *, is_powerless: bool) -> str:
     """Return the statement that gives all else that a role owns to the heir, routines without SECURITY DEFINER (T-03).
 
     What an heir without any power gets is made harmless after the move too: somebody may have made more of it just now.
     """
     superuser = f"{literal(catalog_rules.SUPERUSER)}::pg_catalog.text"
-    stranded = (_FOR_SUPERUSERS + ("" if major >= 16 else _SUBSCRIPTIONS_BEFORE_16)).format(
-        role=role, superuser=superuser
-    )
+    stranded = _FOR_SUPERUSERS.format(role=role, superuser=superuser)
+    told = "%s can belong to a superuser only and is of no use any more: its owner was deleted"
     heirs = f"(SELECT r.oid FROM pg_catalog.pg_authid r WHERE r.rolname OPERATOR(pg_catalog.=) {heir})"
     body = f"""\
-    FOR item, command IN SELECT * FROM ({stranded}) AS stranded LOOP
-        EXECUTE command;
-        {warning("%s can belong to a superuser only and is of no use any more: its owner was deleted", "item")}
-    END LOOP;
+{_one_by_one(stranded, told)}
     {_harmless(str(role))}
     EXECUTE pg_catalog.format('REASSIGN OWNED BY %I TO %I', {_name_of(role)}, {heir});
     {_harmless(heirs) if is_powerless else ""}"""
     return block(body, "item pg_catalog.text", "command pg_catalog.text")
+
+
+def _one_by_one(query: str, told: str) -> str:
+    return f"""\
+    FOR item, command IN SELECT * FROM ({query}) AS found LOOP
+        EXECUTE command;
+        {warning(told, "item")}
+    END LOOP;"""
 
 
 def _harmless(owner: str) -> str:

@@ -78,7 +78,9 @@ def _clean_up(wanted: Wanted, state: Snapshot) -> tuple[DatabaseWork, ...]:
     """Plan the end of subscriptions in databases that will be dropped, which could not be dropped with them."""
     deleted = databases.to_be_deleted(wanted, state)
     found = ((name, inside.drop_subscriptions(name, state, "the database is to be dropped")) for name in deleted)
-    return tuple(DatabaseWork(name, (phase,)) for name, phase in found if phase is not None)
+    works = [DatabaseWork(name, (phase,)) for name, phase in found if phase is not None]
+    owned = ((name, departures.drop_subscriptions(name, wanted, state)) for name in list(state.databases))
+    return (*works, *(DatabaseWork(name, (phase,)) for name, phase in owned if phase is not None))
 
 
 def _visited(wanted: Wanted, state: Snapshot) -> list[str]:

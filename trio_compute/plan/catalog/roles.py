@@ -63,7 +63,7 @@ def rename_roles(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterat
             # Postgres clears an md5 password on this occasion, since the name is its salt.
             kept = None if (facts.password or "").startswith("md5") else facts.password
             state.roles[new] = structs.replace(facts, password=kept)
-            for places in (state.footholds, state.estates):
+            for places in (state.footholds, state.estates, state.subscribers):
                 if old in places:
                     places[new] = places.pop(old)
             state.databases = {

@@ -71,10 +71,10 @@ OURS = SchemaFacts("cloud_admin")
 class Snapshot(Struct, kw_only=True):
     """Hold all facts; planning changes its own copy as it goes, which ends as the prediction of the outcome.
 
-    `footholds` tells where a role that goes owns something, is named in privileges or has prepared transactions, by
-    database, `estates` where it owns what others can inherit; shared objects count for the system database, which is
-    the one of the connection URL. `former_tables` are tables in which we, or the original, once kept what are notes
-    now, with their oid, or 0 if somebody else's stands in their place.
+    Of roles that go, by database: `footholds` tells where one owns something, is named in privileges or has prepared
+    transactions, `estates` where it owns what others can inherit, `subscribers` where it owns subscriptions; shared
+    objects count for the system database, which is the one of the connection URL. `former_tables` are tables in which
+    we, or the original, once kept what are notes now, with their oid, or 0 if one cannot be used.
     """
 
     major: int
@@ -83,6 +83,7 @@ class Snapshot(Struct, kw_only=True):
     databases: dict[str, DatabaseFacts]
     footholds: dict[str, frozenset[str]] = {}
     estates: dict[str, frozenset[str]] = {}
+    subscribers: dict[str, frozenset[str]] = {}
     extensions: dict[str, ExtensionFacts] = {}
     available_extensions: frozenset[str] = frozenset()
     schemas: dict[str, SchemaFacts] = field(default_factory=lambda: {"public": OURS})
@@ -106,6 +107,7 @@ class Snapshot(Struct, kw_only=True):
             "databases",
             "footholds",
             "estates",
+            "subscribers",
             "extensions",
             "schemas",
             "former_tables",
