@@ -14,7 +14,7 @@ from tests.integration.bare_postgres import PRIVILEGED, BarePostgres
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.catalog_rules import SUPERUSER
 
-PASSWORD = "correct-horse"  # noqa: S105
+PASSWORD = "correct-horse"
 WORD = "TRAP"  # how a line of the log begins that a trap has written
 _numbers = itertools.count()
 # The superuser's sessions of the tests themselves shall not fall into any trap.

@@ -111,6 +111,15 @@ class Ours:
             await session.reset(replaced_only=True)
 
 
+async def failure_of(doing: Awaitable[object]) -> PostgresError | None:
+    """Return with which error something ends that may fail, or None."""
+    try:
+        await doing
+    except PostgresError as error:
+        return error
+    return None
+
+
 def deleted(*roles: str) -> list[dict[str, str]]:
     """Return the delta operations that delete roles."""
     return [{"action": "delete_role", "name": role} for role in roles]

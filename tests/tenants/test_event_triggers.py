@@ -1,4 +1,4 @@
-"""Event triggers that fire always and belong to a tenant, as Neon's Postgres allows: not one of them in our sessions."""
+"""Event triggers that fire always and belong to a tenant, as Neon allows: not one in our sessions."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ async def test_a_login_trigger_that_never_ends_or_fails_keeps_nobody_of_us_out(t
         superuser.execute(
             "CREATE FUNCTION public.never() RETURNS event_trigger LANGUAGE plpgsql AS "
             "$$BEGIN PERFORM pg_sleep(600); RAISE 'no'; END$$; "
-            "CREATE EVENT TRIGGER never ON login EXECUTE FUNCTION public.never(); ALTER EVENT TRIGGER never ENABLE ALWAYS"
+            "CREATE EVENT TRIGGER never ON login EXECUTE FUNCTION "
+            "public.never(); ALTER EVENT TRIGGER never ENABLE ALWAYS"
         )
     await town.ours.apply(town.spec([fresh("newcomer")]))
     await town.ours.host.grant_on_schema(town.app, "public", "pg_monitor", ["USAGE", "CREATE"])
@@ -77,7 +78,8 @@ async def test_a_role_that_owns_an_event_trigger_can_be_deleted(watched: Place) 
     leaver = watched.ground.make_tenant(fresh("leaver"))
     owner = "UPDATE pg_event_trigger SET evtowner = (SELECT oid FROM pg_roles WHERE rolname = %s)"
     depends = (
-        "INSERT INTO pg_shdepend SELECT d.oid, 'pg_event_trigger'::regclass, e.oid, 0, 'pg_authid'::regclass, r.oid, 'o'"
+        "INSERT INTO pg_shdepend SELECT d.oid, "
+        "'pg_event_trigger'::regclass, e.oid, 0, 'pg_authid'::regclass, r.oid, 'o'"
         " FROM pg_event_trigger e, pg_database d, pg_roles r WHERE datname = current_database() AND rolname = %s"
     )
     watched.ground.sql(owner, leaver, database=watched.app)

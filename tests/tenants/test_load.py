@@ -135,13 +135,17 @@ async def test_temporary_objects_of_a_role_do_not_keep_it(town: Place) -> None:
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(town.ground.connect(town.app, leaver))
         own.execute(
-            "CREATE TEMPORARY TABLE x (id int); CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
+            "CREATE TEMPORARY TABLE x (id int); CREATE FUNCTION pg_temp.f() "
+            "RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
         )
         other = stack.enter_context(town.ground.connect(town.app, TRUDY))
         other.execute(f"SET ROLE {leaver}; CREATE TEMPORARY TABLE y (id int)")
         await delete(town, leaver)
         assert not town.ground.exists("role", leaver)
-    query = "SELECT proname::text FROM pg_proc JOIN pg_roles o ON o.oid = proowner WHERE prosecdef AND rolsuper AND pronamespace::regnamespace::text ~ '^pg_temp'"
+    query = (
+        "SELECT proname::text FROM pg_proc JOIN pg_roles o ON o.oid = proowner WHERE "
+        "prosecdef AND rolsuper AND pronamespace::regnamespace::text ~ '^pg_temp'"
+    )
     assert town.ground.sql(query, database=town.app) == []
 
 
@@ -152,7 +156,9 @@ async def test_a_deletion_that_is_cut_anywhere_loses_nothing_and_goes_on(town: P
     with town.ground.connect(town.app, leaver) as session:
         for number in range(30):
             session.execute(
-                f"CREATE TABLE public.c{number} AS SELECT {number} AS id; GRANT ALL ON public.c{number} TO trudy".encode()
+                (
+                    f"CREATE TABLE public.c{number} AS SELECT {number} AS id; GRANT ALL ON public.c{number} TO trudy"
+                ).encode()
             )
     for cut in range(12):
         async with trio.open_nursery() as nursery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -176,10 +177,8 @@ async def test_a_mark_that_a_tenant_copies_is_not_believed(town: Place) -> None:
         for note in notes:
             name, _, value = note.partition("=")
             for statement in (named("ALTER DATABASE {} SET ", forged), psycopg.sql.SQL("ALTER ROLE mallory SET ")):
-                try:
+                with contextlib.suppress(psycopg.Error):
                     session.execute(statement + psycopg.sql.SQL(f'"{name}" = ') + psycopg.sql.Literal(value))
-                except psycopg.Error:
-                    pass
     try:
         await town.ours.apply(town.ours.spec([MALLORY, ALICE], [*town.databases(), (forged, ALICE)]))
         query = "SELECT count(*)::int FROM pg_default_acl WHERE defaclnamespace = 'public'::regnamespace"

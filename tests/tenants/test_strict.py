@@ -54,7 +54,8 @@ async def test_a_deleted_role_and_its_heir_cannot_log_in(either_town: Place) -> 
     with ground.connect(town.app, leaver) as session:
         session.execute("CREATE TABLE public.kept AS SELECT 1 AS id")
         session.execute(
-            "CREATE FUNCTION public.x() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN ALTER ROLE trudy SUPERUSER; END'"
+            "CREATE FUNCTION public.x() RETURNS void LANGUAGE plpgsql SECURITY "
+            "DEFINER AS 'BEGIN ALTER ROLE trudy SUPERUSER; END'"
         )
         ground.do("ALTER DATABASE {} OWNER TO {}", town.app, "cloud_admin")
         await town.ours.apply(town.ours.spec([MALLORY, TRUDY, ALICE], [], deleted(leaver)))
