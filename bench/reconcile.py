@@ -103,7 +103,7 @@ class _Server:
 def _script(operations: Iterable[Operation]) -> str:
     # What a condition would skip here, psql is not told to do: a fresh public belongs to pg_database_owner.
     kept = (op for op in operations if not op.statement.startswith("ALTER SCHEMA public"))
-    return "".join(f"{op.statement}{chr(10) + chr(92) + 'gexec' if op.generates else ';'}\n" for op in kept)
+    return "".join(f"{op.statement}{chr(10) + chr(92) + 'gexec' if op.each else ';'}\n" for op in kept)
 
 
 async def _run(runs: int, sizes: Sizes) -> Report:

@@ -61,6 +61,8 @@ class Deadlines(Struct, frozen=True, kw_only=True):
     catalog_statement: float = 120.0
     catalog_retry: float = 30.0
     catalog_total: float = 1800.0
+    # How long whoever sits in a database that has to be empty may stay there (contract 11 T-15).
+    catalog_patience: float = 5.0
     # The first one at a start; the second when a pair from before can stay in use (contract 02 §9, D-52).
     certificate: float = 60.0
     certificate_renewal: float = 30.0

@@ -127,6 +127,11 @@ class BarePostgres:
         }
         return bool(self.sql(query[kind], name))
 
+    def forget_migrations(self) -> None:
+        """Let the cluster have run none."""
+        self.sql("DROP SCHEMA IF EXISTS neon_migration CASCADE")
+        self.sql(f"ALTER ROLE {SUPERUSER} RESET trio_compute.migration")
+
     def kill(self, pid: int, number: signal.Signals) -> None:
         """Send a signal to a process of the server."""
         os.kill(pid, number)

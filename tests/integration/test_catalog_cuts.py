@@ -9,8 +9,6 @@ import pytest
 
 from tests.integration.bare_postgres import QUICK, BarePostgres, apply, fresh, wanted
 from trio_compute.db.preview import look_ahead
-from trio_compute.plan.catalog.failures import CatalogFailed
-from trio_compute.settings import Deadlines
 
 pytestmark = pytest.mark.postgres
 
@@ -31,8 +29,9 @@ async def test_an_apply_that_was_cut_after_any_operation_is_finished_by_the_next
         for database, operation in operations[:cut]:
             place = database or "postgres"
             holds = operation.only_if is None or server.sql(operation.only_if, database=place)
-            if holds and not operation.generates:
-                server.sql(operation.statement, database=place)
+            found = server.sql(operation.statement, database=place) if holds else []
+            for (statement,) in found if operation.each else ():
+                server.sql(statement, database=place)
         await apply(server, state)
         assert (await apply(server, state)).is_empty
         assert server.exists("database", name)
@@ -44,19 +43,22 @@ async def test_an_apply_that_was_cut_after_any_operation_is_finished_by_the_next
         cut += 1
 
 
-async def test_a_statement_that_takes_too_long_is_a_failure_that_says_so(server: BarePostgres) -> None:
-    """K-12: no statement runs for ever; here an event trigger of a user holds it up."""
-    owner, name = fresh("owner"), fresh("slow")
+@pytest.mark.parametrize("mode", ["", "ALWAYS", "REPLICA"])
+async def test_an_event_trigger_of_a_user_does_not_fire_in_our_sessions(mode: str, server: BarePostgres) -> None:
+    """T-02: however it is enabled; afterwards it is as it was."""
+    owner, other, name = fresh("owner"), fresh("other"), fresh("watched")
     await apply(server, wanted([owner], [(name, owner)]))
     server.sql(
-        "CREATE FUNCTION wait() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_catalog.pg_sleep(60); END';"
-        "CREATE EVENT TRIGGER wait ON ddl_command_start EXECUTE FUNCTION wait()",
+        "CREATE FUNCTION trap() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''trapped''; END';"
+        "CREATE EVENT TRIGGER trap ON ddl_command_start EXECUTE FUNCTION trap();"
+        f"ALTER EVENT TRIGGER trap ENABLE {mode}",
         database=name,
     )
-    other = fresh("other")
-    with pytest.raises(CatalogFailed, match="57014") as raised:
-        await apply(server, wanted([owner, other], [(name, other)]), deadlines=Deadlines(catalog_statement=0.5))
-    assert raised.value.failures[0].database == name
+    state = wanted([other], [(name, other)], [{"action": "delete_role", "name": owner}])
+    await apply(server, state)
+    assert (await apply(server, state)).is_empty
+    letter = "SELECT evtenabled::text FROM pg_event_trigger"
+    assert server.sql(letter, database=name) == [((mode or "O")[0],)]
     server.do("DROP DATABASE {} WITH (FORCE)", name)
 
 

@@ -21,14 +21,28 @@ pytestmark = pytest.mark.postgres
 IMPATIENT = Deadlines(catalog_lock=1, catalog_statement=5, catalog_retry=3, catalog_total=30)
 
 
-async def test_a_phase_stops_at_its_first_error_and_names_it(server: BarePostgres) -> None:
+async def test_what_concerns_the_cluster_stops_at_its_first_error_and_names_it(server: BarePostgres) -> None:
     """K-07: nothing later is executed."""
-    later = fresh("later")
-    state = wanted(databases=[(fresh("first"), "nobody_at_all"), (later, "cloud_admin")])
+    later, name = fresh("later"), fresh("database")
+    groups = [{"name": "IN ROLE", "value": "nobody_at_all", "vartype": "string"}]
+    first = {"name": fresh("first"), "encrypted_password": None, "options": groups}
     with pytest.raises(CatalogFailed, match=r'role "nobody_at_all" does not exist \(SQLSTATE 42704\)') as raised:
-        await apply(server, state)
-    assert raised.value.failures[0].phase == "CreateAndAlterDatabases"
-    assert not server.exists("database", later)
+        await apply(server, wanted([first, later], [(name, "cloud_admin")]))
+    assert [failure.phase for failure in raised.value.failures] == ["CreateAndAlterRoles"]
+    assert raised.value.concerns_cluster
+    assert not server.exists("role", later)
+    assert not server.exists("database", name)
+
+
+async def test_a_database_that_cannot_be_made_is_its_own_problem(server: BarePostgres) -> None:
+    """T-08: it is named, nothing more is tried with it, and the others are made."""
+    first, later = fresh("first"), fresh("later")
+    with pytest.raises(CatalogFailed) as raised:
+        await apply(server, wanted(databases=[(first, "nobody_at_all"), (later, "cloud_admin")]))
+    told = [(failure.phase, failure.database) for failure in raised.value.failures]
+    assert told == [("CreateAndAlterDatabases", first)]
+    assert not raised.value.concerns_cluster
+    assert server.exists("database", later)
 
 
 async def test_each_database_that_fails_is_told_and_the_others_are_done(server: BarePostgres) -> None:
@@ -112,19 +126,6 @@ async def test_the_old_superuser_makes_the_new_one(server: BarePostgres) -> None
         server.sql("DROP ROLE cloud_admin", user="spare")
         server.sql("ALTER ROLE was_admin RENAME TO cloud_admin", user="spare")
         server.sql("DROP ROLE zenith_admin; DROP ROLE spare")
-
-
-async def test_two_applies_at_once_take_turns(server: BarePostgres) -> None:
-    """K-14: one advisory lock for everything that changes the catalog."""
-    roles = [fresh("turn") for _ in range(20)]
-    async with trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(apply, server, wanted(roles))
-    assert all(server.exists("role", role) for role in roles)
-    with server.connect() as holder:
-        holder.execute("SELECT pg_advisory_lock(%s)", (0x7472696F,))
-        with pytest.raises(PostgresError, match="another maintenance session holds the lock"):
-            await apply(server, wanted(), deadlines=IMPATIENT)
 
 
 async def test_a_cancelled_apply_leaves_nothing_running_and_a_repeat_finishes(server: BarePostgres) -> None:

@@ -9,7 +9,6 @@ import pytest
 import trio
 
 from tests.integration.bare_postgres import QUICK, BarePostgres, apply, fresh, wanted
-from trio_compute.errors import PostgresError
 from trio_compute.plan.catalog.failures import CatalogFailed, Failure
 from trio_compute.plan.catalog.wanted import Wanted
 from trio_compute.settings import Deadlines
@@ -107,7 +106,7 @@ def prepared(server: BarePostgres) -> Iterator[str]:
 async def test_a_lock_of_a_prepared_transaction_is_told_too(prepared: str, server: BarePostgres) -> None:
     """K-12: nobody is connected who holds it."""
     failure = await failed(server, wanted(databases=[(prepared, "cloud_admin")]))
-    assert failure.detail == "it waited for RowExclusiveLock on pg_default_acl held by a prepared transaction"
+    assert failure.detail == "it waited for RowExclusiveLock on pg_default_acl held by prepared transaction 'kept'"
 
 
 async def test_a_statement_that_ends_by_its_own_limit_while_it_waits_tells_the_lock(server: BarePostgres) -> None:
@@ -140,15 +139,6 @@ async def test_an_object_without_a_table_is_told_by_its_number(server: BarePostg
         assert f"on object {oid} of pg_subscription held by pid" in (failure.detail or "")
         assert (failure.statement or "").startswith(f"ALTER SUBSCRIPTION {subscription} DISABLE")
     await apply(server, wanted(delta=delta))
-
-
-async def test_who_keeps_the_lock_of_the_catalog_is_told(server: BarePostgres) -> None:
-    """K-12, K-14."""
-    with server.connect(application_name="a curious user") as holder:
-        holder.execute("SELECT pg_advisory_lock(%s)", (0x7472696F,))
-        pid = holder.info.backend_pid
-        with pytest.raises(PostgresError, match=rf"pid {pid} of cloud_admin, application 'a curious user'"):
-            await apply(server, wanted(), deadlines=IMPATIENT)
 
 
 async def test_a_session_that_sits_in_a_database_does_not_keep_it_from_being_dropped(server: BarePostgres) -> None:

@@ -169,15 +169,18 @@ async def test_settings_of_the_superuser_itself_do_not_disturb(setting: str, ser
 
 
 async def test_options_of_the_operator_win(server: BarePostgres) -> None:
-    """§2.1, D-40: those of the connection URL come last, and none of ours is lost for them."""
-    target = maintenance_target(f"{server.url()}?options=-c%20statement_timeout%3D7s", "apply_config", QUICK)
+    """§2.1, D-40, T-01: over our limits, but not over what keeps strangers out."""
+    options = "-c%20statement_timeout%3D7s%20-c%20search_path%3Dpublic%20-c%20pgaudit.log%3Dall"
+    target = maintenance_target(f"{server.url()}?options={options}", "apply_config", QUICK)
     async with open_maintenance(target, QUICK) as connection:
         cursor = await connection.execute(
             "SELECT current_setting('statement_timeout'), current_setting('search_path'), "
             "current_setting('default_transaction_read_only'), current_setting('application_name'), "
             "current_setting('neon.forward_ddl'), current_setting('pgaudit.log')"
         )
-        assert await cursor.fetchall() == [("7s", "''", "off", "compute_ctl:apply_config", "false", "none")]
+        assert await cursor.fetchall() == [
+            ("7s", "pg_catalog,pg_temp", "off", "compute_ctl:apply_config", "false", "none")
+        ]
 
 
 async def test_notices_are_for_who_debugs(server: BarePostgres, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +190,7 @@ async def test_notices_are_for_who_debugs(server: BarePostgres, monkeypatch: pyt
     def note(event: str, /, **values: object) -> None:
         told.append((event, values["about"]))
 
-    monkeypatch.setattr(maintenance, "log", SimpleNamespace(debug=note))
+    monkeypatch.setattr(maintenance, "log", SimpleNamespace(debug=note, warning=note))
     async with open_maintenance(maintenance_target(server.url(), "x", QUICK), QUICK) as connection:
         await connection.execute("DROP ROLE IF EXISTS nobody_at_all")
     assert told == [("notice", 'role "nobody_at_all" does not exist, skipping')]
@@ -236,20 +239,21 @@ async def test_a_listed_privileged_role_is_passed_over_with_a_warning(server: Ba
     ]
 
 
-async def test_an_apply_waits_for_migrations_and_they_for_an_apply(server: BarePostgres) -> None:
-    """K-14: one lock for both; after our patience it is an error that says so."""
+async def test_nothing_that_a_tenant_can_hold_keeps_us_waiting(server: BarePostgres) -> None:
+    """T-14: advisory lock 0x7472696F in both forms, and what members of pg_write_all_data may lock."""
     await apply(server, wanted())
-    hasty = Deadlines(catalog_lock=0.3)
-    with server.connect() as holder:
-        holder.execute("SELECT pg_advisory_lock(%s)", (0x7472696F,))
-        with pytest.raises(PostgresError, match="another maintenance session holds the lock"):
-            await run_migrations(server.url(), privileged_role="neon_superuser", deadlines=hasty)
-    async with trio.open_nursery() as nursery:
-        migrate = partial(run_migrations, server.url(), privileged_role="neon_superuser", deadlines=QUICK)
-        nursery.start_soon(migrate)
-        nursery.start_soon(apply, server, wanted([fresh("beside")]))
-        nursery.start_soon(migrate)
+    migrate = partial(run_migrations, server.url(), privileged_role="neon_superuser", deadlines=QUICK)
+    await migrate()
+    member = fresh("member")
+    server.do("CREATE ROLE {} LOGIN IN ROLE pg_write_all_data, pg_read_all_data", member)
+    with server.connect(user=member) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s), pg_advisory_lock(0, %s)", (0x7472696F, 0x7472696F))
+        holder.execute("BEGIN; LOCK TABLE neon_migration.migration_id IN ACCESS EXCLUSIVE MODE")
+        with trio.fail_after(5):
+            await apply(server, wanted([fresh("beside")]))
+            await migrate()
     server.sql("DROP SCHEMA neon_migration CASCADE")
+    server.do("DROP ROLE {}", member)
 
 
 async def test_sessions_that_are_killed_inside_databases_are_failures_of_those_databases(server: BarePostgres) -> None:

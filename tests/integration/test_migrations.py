@@ -20,9 +20,10 @@ CURRENT = "SELECT id FROM neon_migration.migration_id WHERE key = 0"
 
 @pytest.fixture(autouse=True)
 def _clean(server: BarePostgres) -> Iterator[None]:
+    server.forget_migrations()
     yield
     failpoints.configure({"compute-migration": "off"})
-    server.sql("DROP SCHEMA IF EXISTS neon_migration CASCADE")
+    server.forget_migrations()
 
 
 async def migrate(server: BarePostgres, role: str) -> int:
@@ -82,14 +83,58 @@ async def test_a_migration_that_fails_leaves_no_trace_and_is_the_first_of_the_ne
     assert server.sql(CURRENT) == [(12,)]
 
 
-@pytest.mark.parametrize("recorded", [-1, 13])
-async def test_a_record_out_of_range_is_told_and_nothing_is_run(recorded: int, server: BarePostgres) -> None:
-    """K-30: that of a newer version, or a broken one; it shows as a gauge."""
+async def test_a_note_of_a_newer_version_is_told_and_nothing_is_run(server: BarePostgres) -> None:
+    """K-30: it shows as a gauge."""
+    await apply(server, wanted())
+    server.sql("ALTER ROLE cloud_admin SET trio_compute.migration = '13'; ALTER ROLE neon_superuser NOBYPASSRLS")
+    with pytest.raises(PostgresError, match="migration 13 is noted, but there are 0 to 12"):
+        await migrate(server, "neon_superuser")
+    assert server.sql("SELECT to_regclass('neon_migration.migration_id')") == [(None,)]
+    assert server.sql("SELECT rolbypassrls FROM pg_roles WHERE rolname = 'neon_superuser'") == [(False,)]
+    assert metrics.value(DB_MIGRATION_ID) == 13
+    server.sql("ALTER ROLE neon_superuser BYPASSRLS")
+
+
+@pytest.mark.parametrize("recorded", [-1, 13, 999])
+async def test_a_number_that_a_tenant_wrote_is_told_and_keeps_nothing_from_being_run(
+    recorded: int, server: BarePostgres
+) -> None:
+    """T-04: members of pg_write_all_data can write the original's table; ours is another record."""
+    await apply(server, wanted(["scribe"]))
+    await migrate(server, "neon_superuser")
+    server.sql("UPDATE neon_migration.migration_id SET id = %s", recorded, user="scribe")
+    server.sql("ALTER ROLE neon_superuser NOBYPASSRLS; REVOKE pg_monitor FROM neon_superuser")
+    with pytest.raises(PostgresError, match=f"migration {recorded} is recorded in neon_migration.migration_id"):
+        await migrate(server, "neon_superuser")
+    assert metrics.value(DB_MIGRATION_ID) == 12
+    query = "SELECT rolbypassrls, pg_has_role(rolname, 'pg_monitor', 'MEMBER') FROM pg_roles WHERE rolname = %s"
+    assert server.sql(query, "neon_superuser") == [(True, True)]
+    server.sql("DROP ROLE scribe")
+
+
+@pytest.mark.parametrize("recorded", [0, 5, 12])
+async def test_what_the_original_recorded_is_believed_once_and_looked_at(recorded: int, server: BarePostgres) -> None:
+    """T-04: a cluster that the original made has no note of ours; what its number claims is verified."""
     await apply(server, wanted())
     await migrate(server, "neon_superuser")
-    assert metrics.value(DB_MIGRATION_ID) == 12
     server.sql("UPDATE neon_migration.migration_id SET id = %s", recorded)
-    with pytest.raises(PostgresError, match=f"migration {recorded} is recorded"):
-        await migrate(server, "neon_superuser")
-    assert server.sql(CURRENT) == [(recorded,)]
-    assert metrics.value(DB_MIGRATION_ID) == recorded
+    server.sql("ALTER ROLE cloud_admin RESET trio_compute.migration; ALTER ROLE neon_superuser NOBYPASSRLS")
+    await migrate(server, "neon_superuser")
+    assert server.sql(CURRENT) == [(12,)]
+    assert server.sql("SELECT rolbypassrls FROM pg_roles WHERE rolname = 'neon_superuser'") == [(True,)]
+
+
+async def test_a_table_of_a_tenant_in_the_place_of_the_record_is_left_alone(server: BarePostgres) -> None:
+    """T-04: neither read nor written; the migrations run all the same."""
+    await apply(server, wanted(["squatter"]))
+    server.sql("CREATE SCHEMA neon_migration AUTHORIZATION squatter")
+    server.sql("CREATE TABLE neon_migration.migration_id (key int PRIMARY KEY, id int8)", user="squatter")
+    server.sql("INSERT INTO neon_migration.migration_id VALUES (0, 12)", user="squatter")
+    assert await migrate(server, "neon_superuser") == 12
+    assert metrics.value(DB_MIGRATION_ID) == 12
+    assert server.sql(CURRENT) == [(12,)]
+    owner = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'neon_migration'"
+    assert server.sql(owner) == [("squatter",)]
+    await apply(server, wanted(["squatter"]))
+    assert server.sql("SELECT id FROM neon_migration_set_aside.migration_id") == [(12,)]
+    server.sql("DROP SCHEMA neon_migration_set_aside CASCADE; DROP ROLE squatter")

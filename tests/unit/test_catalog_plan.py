@@ -60,10 +60,11 @@ def test_a_rename_happens_once_and_a_stale_one_only_warns() -> None:
 def test_a_renamed_role_is_cleaned_up_under_its_new_name() -> None:
     """K-20: what it owns goes with it."""
     state = settled(("a",))
-    state.footholds = {"a": frozenset({"postgres"})}
+    state.footholds = state.estates = {"a": frozenset({"postgres"})}
     delta = [{"action": "rename_role", "name": "a", "new_name": "b"}, {"action": "delete_role", "name": "b"}]
     plan, after = plan_catalog(of(delta=delta), state)
-    assert statements(plan, "DeleteDBRoleReferences")[0] == 'REASSIGN OWNED BY "b" TO "cloud_admin"'
+    whats = [operation.what for operation in operations(plan, "DeleteDBRoleReferences")]
+    assert "give what role b owns to heir_of_deleted_roles_0" in whats
     assert "b" not in after.roles
 
 
@@ -109,14 +110,14 @@ def test_the_superuser_has_its_name_from_one_place(monkeypatch: pytest.MonkeyPat
     """K-36."""
     monkeypatch.setattr(catalog_rules, "SUPERUSER", "boss")
     state = fresh_snapshot("boss", major=17)
-    state.roles["r"], state.databases["theirs"] = RoleFacts(), DatabaseFacts("r")
+    state.roles["r"], state.databases["theirs"] = RoleFacts(), DatabaseFacts("r", oid=7)
     state.footholds = {"r": frozenset({"theirs", "postgres"})}
     delta = [{"action": "delete_role", "name": "r"}]
     plan, after = plan_catalog(of([role("boss", MD5)], [{"name": "d", "owner": "boss"}], delta), state)
     text = [step.statement + (step.only_if or "") for _, phase in plan.located() for step in phase.operations]
     assert "cloud_admin" not in "".join([*text, *preparation()])
     assert 'ALTER SCHEMA neon_migration OWNER TO "boss"' in preparation()
-    assert after.databases["theirs"].owner == "boss"
+    assert after.databases["theirs"].owner == "heir_of_deleted_roles_7"
     assert after.roles["boss"].password is None
     assert "-c role=boss" in maintenance_target("postgresql://h/d", "x", Deadlines()).options
 
@@ -142,16 +143,17 @@ def test_owners_are_compared_as_they_are() -> None:
 
 
 def test_a_deleted_role_is_cleaned_up_wherever_it_has_a_foothold() -> None:
-    """K-20, K-21: databases first, explicitly, also those that no spec lists."""
+    """K-20, K-21, T-03: databases first, explicitly, also those that no spec lists, and never to a superuser."""
     state = settled(("r",))
-    state.databases["unlisted"] = DatabaseFacts("r")
+    state.databases["unlisted"] = DatabaseFacts("r", oid=7)
     state.footholds = {"r": frozenset({"unlisted", "postgres"})}
     plan, after = plan_catalog(of(delta=[{"action": "delete_role", "name": "r"}]), state)
-    assert statements(plan, "TakeDatabasesFromDeletedRoles") == ['ALTER DATABASE "unlisted" OWNER TO "cloud_admin"']
+    (gift,) = statements(plan, "TakeDatabasesFromDeletedRoles")
+    assert gift == 'ALTER DATABASE "unlisted" OWNER TO "heir_of_deleted_roles_7"'
     places = [place for place, phase in plan.located() if phase.name == "DeleteDBRoleReferences"]
     assert places == [None, "unlisted"]
-    assert statements(plan, "DropRoles") == ['DROP ROLE IF EXISTS "r"']
-    assert after.databases["unlisted"].owner == "cloud_admin"
+    assert statements(plan, "DropRoles")[0] == 'DROP ROLE IF EXISTS "r"'
+    assert after.databases["unlisted"].owner == "heir_of_deleted_roles_7"
 
 
 def test_inherited_subscriptions_are_dropped_everywhere_once_per_timeline() -> None:
@@ -175,7 +177,7 @@ def test_an_invalid_database_is_dropped_by_force_made_anew_and_noted_anew() -> N
     plan, after = plan_catalog(of(databases=[{"name": "d", "owner": "o"}]), state)
     assert statements(plan, "DropInvalidDatabases") == ['DROP DATABASE IF EXISTS "d" WITH (FORCE)']
     assert operations(plan, "CreateAndAlterDatabases")[0].retried == {"55006"}
-    assert operations(plan, "NotePreparedDatabases")
+    assert operations(plan, "ChangeSchemaPerms")[-1].what == "note that database d is prepared"
     assert plan_catalog(of(databases=[{"name": "d", "owner": "o"}]), after)[0].is_empty
 
 

@@ -182,12 +182,11 @@ def test_phases_are_in_the_order_of_the_contract() -> None:
         "CreateAndAlterRoles",
         "CreateAndAlterDatabases",
         "CreateSchemaNeon",
+        "NoteInheritedSubscriptions",
         "ChangeSchemaPerms",
         "HandleOtherExtensions",
         "HandleNeonExtension",
-        "CreateAvailabilityCheck",
         "FinalizeDropLogicalSubscriptions",
-        "NotePreparedDatabases",
     ]
 
 

@@ -15,7 +15,14 @@ from trio_compute.plan.catalog.lakebase import GRANTS
 from trio_compute.plan.catalog.operations import Plan
 from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.quoting import dollar_quoted, identifier, literal
-from trio_compute.plan.catalog.snapshot import DatabaseFacts, ExtensionFacts, RoleFacts, Snapshot, fresh_snapshot
+from trio_compute.plan.catalog.snapshot import (
+    DatabaseFacts,
+    ExtensionFacts,
+    RoleFacts,
+    SchemaFacts,
+    Snapshot,
+    fresh_snapshot,
+)
 from trio_compute.plan.catalog.wanted import Wanted, wanted_of
 
 P = "neon_superuser"
@@ -79,6 +86,9 @@ SPECS = st.fixed_dictionaries(
 )
 
 
+SCHEMAS = st.builds(SchemaFacts, FEW, st.booleans(), st.sampled_from([(), ("public", 'b"')]))
+
+
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
     """Draw a server on which anything may have happened."""
@@ -95,6 +105,9 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             granted=draw(st.booleans()),
             subscriptions=draw(st.integers(0, 2)),
             prepared=draw(st.none() | st.just("old mark")),
+            oid=draw(st.integers(1, 9)),
+            subscriptions_pending=draw(st.none() | st.just("e" * 32)),
+            reserved=draw(st.none() | st.sampled_from(["-1,open", "7,closed"])),
         )
     places = st.frozensets(st.sampled_from(list(state.databases)), max_size=3)
     state.footholds = {name: draw(places) for name in names}
@@ -102,7 +115,14 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         state.roles[P] = RoleFacts(attributes=draw(st.frozensets(st.sampled_from(["CREATEDB", "BYPASSRLS"]))))
         state.extensions["neon"] = ExtensionFacts(draw(st.sampled_from(["public", "neon"])), draw(st.booleans()))
     state.libraries = draw(st.sampled_from([(), ("pg_stat_statements", "pgaudit")]))
-    state.schemas = draw(st.sampled_from([frozenset(), frozenset({"public"}), frozenset({"public", "neon"})]))
+    state.schemas = draw(st.dictionaries(st.sampled_from(["public", "neon", "neon_set_aside"]), SCHEMAS))
+    state.estates = {
+        name: draw(st.frozensets(st.sampled_from([*held]))) if held else held for name, held in state.footholds.items()
+    }
+    state.former_tables = draw(
+        st.dictionaries(st.sampled_from(["public.health_check", "neon.prepared_databases"]), st.integers(0, 1))
+    )
+    state.has_notes = draw(st.booleans())
     state.available_extensions = draw(
         st.sampled_from([frozenset(), frozenset({"neon", "pgaudit"}), frozenset({"neon", "databricks_auth"})])
     )

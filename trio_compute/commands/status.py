@@ -60,9 +60,15 @@ def _rows(status: StatusResponse, paint: Paint) -> Iterator[tuple[str, str]]:
         ("now", _phase(status), ()),
         ("waits for restart", ", ".join(names_that_wait(status)), (YELLOW,)),
         ("migrations", status.migration_error, (RED,)),
+        ("databases", databases_that_failed(status), (RED,)),
         ("error", status.error, (RED,)),
     )
     yield from ((name, paint(printable(text), *styles)) for name, text, styles in said if text)
+
+
+def databases_that_failed(status: StatusResponse) -> str:
+    """Return which databases the last apply failed in, and why, on one line; empty if all is well."""
+    return "; ".join(f"{each.database}: {each.error}" for each in status.databases_failed or ())
 
 
 def _phase(status: StatusResponse) -> str | None:

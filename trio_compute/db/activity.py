@@ -11,8 +11,7 @@ import psycopg
 import trio
 from msgspec import structs
 
-from trio_compute.db.connection import TrioConnection
-from trio_compute.db.maintenance import Connection, failure_text, maintenance_target
+from trio_compute.db.maintenance import Connection, failure_text, maintenance_target, open_maintenance
 from trio_compute.errors import PostgresError
 from trio_compute.plan.activity import Exclusions, Observation, Statistics
 from trio_compute.settings import Deadlines
@@ -24,24 +23,30 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 # Moments are microseconds since 1970: those mean the same in every time zone and date style of a session (R-02).
 _LOOK = """\
-SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8,
-       s.busy, (extract(epoch FROM s.idle_since) * 1000000)::int8, s.autovacuum,
-       (SELECT count(*) FROM pg_catalog.pg_stat_replication WHERE application_name <> ALL (%(senders)s::text[])),
-       (SELECT count(*) FROM pg_catalog.pg_stat_subscription WHERE pid IS NOT NULL),
+SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000)::int8,
+       s.busy, (extract(epoch FROM s.idle_since) OPERATOR(pg_catalog.*) 1000000)::int8, s.autovacuum,
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication
+        WHERE application_name OPERATOR(pg_catalog.<>) ALL (%(senders)s::pg_catalog.text[])),
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_subscription WHERE pid IS NOT NULL),
        {statistics}
-FROM (SELECT count(*) FILTER (WHERE a.counts AND a.state <> 'idle') AS busy,
-             max(a.state_change) FILTER (WHERE a.counts AND a.state = 'idle') AS idle_since,
-             count(*) FILTER (WHERE a.backend_type = 'autovacuum worker') AS autovacuum
+FROM (SELECT pg_catalog.count(*) FILTER (WHERE a.counts AND a.state OPERATOR(pg_catalog.<>) 'idle') AS busy,
+             pg_catalog.max(a.state_change)
+                 FILTER (WHERE a.counts AND a.state OPERATOR(pg_catalog.=) 'idle') AS idle_since,
+             pg_catalog.count(*) FILTER (WHERE a.backend_type OPERATOR(pg_catalog.=) 'autovacuum worker') AS autovacuum
       FROM (SELECT backend_type, state, state_change,
-                   backend_type = 'client backend' AND pid <> pg_backend_pid()
-                   AND usename::text <> ALL (%(users)s::text[])
-                   AND coalesce(application_name, '') <> ALL (%(applications)s::text[]) AS counts
+                   backend_type OPERATOR(pg_catalog.=) 'client backend'
+                   AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
+                   AND usename::pg_catalog.text OPERATOR(pg_catalog.<>) ALL (%(users)s::pg_catalog.text[])
+                   AND coalesce(application_name, '')
+                       OPERATOR(pg_catalog.<>) ALL (%(applications)s::pg_catalog.text[]) AS counts
             FROM pg_catalog.pg_stat_activity) a) s"""
 _STATISTICS = """\
-(SELECT ARRAY[coalesce(sum(active_time), 0)::float8::text, coalesce(sum(sessions), 0)::int8::text]
-        FROM pg_catalog.pg_stat_database WHERE datname NOT IN ('postgres', 'template0', 'template1'))"""
-_WITH_STATISTICS = _LOOK.format(statistics=_STATISTICS).encode()
-_WITHOUT_STATISTICS = _LOOK.format(statistics="NULL").encode()
+(SELECT ARRAY[coalesce(pg_catalog.sum(active_time), 0)::float8::pg_catalog.text,
+                     coalesce(pg_catalog.sum(sessions), 0)::int8::pg_catalog.text]
+        FROM pg_catalog.pg_stat_database
+        WHERE datname OPERATOR(pg_catalog.<>) ALL ('{{postgres,template0,template1}}'::pg_catalog.name[]))"""
+_WITH_STATISTICS = _LOOK.format(statistics=_STATISTICS.format())
+_WITHOUT_STATISTICS = _LOOK.format(statistics="NULL")
 
 log = get_logger("activity")
 
@@ -58,15 +63,15 @@ class Watch(Protocol):
 async def open_watch(connstr: str, exclusions: Exclusions, deadlines: Deadlines) -> AsyncIterator[Watch]:
     """Open a session to look with; raise PostgresError if there is none in time (R-03)."""
     limits = structs.replace(
-        deadlines, catalog_statement=deadlines.monitor_statement, catalog_lock=deadlines.monitor_statement
+        deadlines,
+        catalog_connect=deadlines.monitor_connect,
+        catalog_statement=deadlines.monitor_statement,
+        catalog_lock=deadlines.monitor_statement,
     )
     target = maintenance_target(connstr, PURPOSE, limits)
-    connection: Connection = await TrioConnection.connect(target, connect_timeout_seconds=deadlines.monitor_connect)
-    connection.cancel_seconds = CANCEL_SECONDS
-    try:
+    async with open_maintenance(target, limits, retry_seconds=0) as connection:
+        connection.cancel_seconds = CANCEL_SECONDS
         yield _Session(connection, exclusions, deadlines.monitor_statement)
-    finally:
-        await connection.close()
 
 
 class _Session:
@@ -105,9 +110,9 @@ class _Session:
             log.warning("no statistics of databases", error=failure_text(error))
         self._statistics_fail = True
 
-    async def _observe(self, query: bytes) -> Observation:
+    async def _observe(self, query: str) -> Observation:
         # Planning these views anew twice a second would cost four times as much as reading them.
-        row = await (await self._connection.execute(query, self._parameters, prepare=True)).fetchone()
+        row = await (await self._connection.execute(query.encode(), self._parameters, prepare=True)).fetchone()
         if row is None:
             raise psycopg.DataError("a query that always has one row had none")
         return _observation(row)

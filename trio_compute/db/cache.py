@@ -13,6 +13,7 @@ from trio_compute.errors import PostgresError
 from trio_compute.model.lfc import PrewarmInfo
 from trio_compute.settings import Deadlines
 
+# Schema neon and all in it are the superuser's, or the plan of the catalog would have moved it away.
 _LOAD = "SELECT neon.prewarm_local_cache(%b)"
 _INFO = "SELECT total_pages, prewarmed_pages, skipped_pages, active_workers FROM neon.get_prewarm_info()"
 _STATE = "SELECT neon.get_local_cache_state()"

@@ -51,6 +51,10 @@ class ConnectFailed(PostgresError):
     """Report that no session could be opened; the text is libpq's and never contains the password."""
 
 
+class ConnectTimedOut(ConnectFailed):
+    """Report that the server did not open a session in time."""
+
+
 class _Run(Generic[T]):
     """Drive one protocol generator; `finish` may be awaited again after a cancellation cut it short."""
 
@@ -148,7 +152,7 @@ async def _establish(target: Target) -> PGconn:
     hosts = {"host": ",".join([target.host] * len(addresses)), "hostaddr": ",".join(addresses)} if addresses else {}
     conninfo = make_conninfo("", **(target.conninfo() | hosts))
     with _environment_hidden():
-        pgconn = pq.PGconn.connect_start(conninfo.encode())
+        pgconn = pq.PGconn.connect_start(conninfo.encode(errors="surrogateescape"))
     try:
         status = pq.PollingStatus.WRITING
         while pgconn.status != pq.ConnStatus.BAD and status != pq.PollingStatus.OK:
@@ -188,7 +192,7 @@ class TrioConnection(psycopg.AsyncConnection[Row]):
                 return connection
         except psycopg.Error as error:
             raise ConnectFailed(str(error).strip()) from error
-        raise ConnectFailed(f"no session at {target.host}:{target.port} within {connect_timeout_seconds:g} seconds")
+        raise ConnectTimedOut(f"no session at {target.host}:{target.port} within {connect_timeout_seconds:g} seconds")
 
     async def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:  # noqa: ARG002
         """Run a protocol generator; when cut short, bring the connection to rest or close it. `interval` is unused."""

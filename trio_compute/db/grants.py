@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trio_compute.db.maintenance import ADVISORY_LOCK, Connection
+from trio_compute.db.maintenance import Connection
 from trio_compute.db.request_session import READ_ONLY, open_request_session, rows
 from trio_compute.errors import Conflicting, NotFound, SqlFailed
 from trio_compute.plan.catalog.quoting import identifier
@@ -40,7 +40,6 @@ async def grant_on_schema(
             connection.transaction(),
         ):
             # Two grants on one schema at the same time fail with an internal error of Postgres.
-            await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
             missing = await _missing(connection, schema, role, privileges)
             if missing:
                 words = ", ".join(missing)

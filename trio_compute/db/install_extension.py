@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trio_compute.db.maintenance import ADVISORY_LOCK, Connection
+from trio_compute.db.maintenance import Connection
 from trio_compute.db.request_session import open_request_session, rows
 from trio_compute.errors import Conflicting, NotFound, SqlFailed
 from trio_compute.plan.catalog.quoting import identifier
@@ -33,7 +33,6 @@ async def install_extension(connstr: str, database: str, name: str, version: str
             open_request_session(connstr, "install_extension", deadlines, database=database) as connection,
             connection.transaction(),
         ):
-            await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
             statement = await _statement(connection, name, version)
             if statement is not None:
                 await connection.execute(statement.encode())

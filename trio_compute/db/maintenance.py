@@ -1,41 +1,52 @@
-"""The superuser's sessions: how they are opened, and what keeps two of them apart (contract 05 §2, K-10 … K-14)."""
+"""The one door to Postgres: how sessions of the superuser are opened (contract 05 §2, 11 T-01 … T-07)."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 import trio
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import DiagnosticField
 
-from trio_compute.db.connection import ConnectFailed, TrioConnection, open_connection
+from trio_compute.db import event_triggers
+from trio_compute.db.carried_text import ADAPTERS, encoded, escaped
+from trio_compute.db.connection import ConnectFailed, ConnectTimedOut, TrioConnection
+from trio_compute.db.fortress import (
+    EVENT_TRIGGERS_SINCE,
+    OPENING,
+    as_former_superuser,
+    fortified,
+    modern,
+    neutral_values,
+    setting_statement,
+)
 from trio_compute.db.refusal import refusal
 from trio_compute.db.target import Target
 from trio_compute.errors import PostgresError
 from trio_compute.model import catalog_rules
 from trio_compute.model.catalog_rules import FORMER_SUPERUSER
+from trio_compute.plan.catalog.blocks import NOTABLE
 from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
 
-# One number for all of us, so that an apply, the migrations and an extension update never run at the same time (K-14).
-ADVISORY_LOCK = 0x7472696F  # "trio"
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 _NO_LOGIN = frozenset({"28P01", "28000"})
 _NO_SLOT = frozenset({"53300"})
 _NOT_YET = frozenset({"57P03"})
-_HOLDERS = """\
-SELECT a.pid, a.usename::text, a.application_name FROM pg_catalog.pg_locks l
-JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database()
-WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 0 AND l.objid = %s AND l.objsubid = 1"""
+_UNKNOWN_OPTION = "42704"  # whoever gets as far as that was let in
+_SUPERUSER_FOUND = """\
+SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname OPERATOR(pg_catalog.=) %s"""
+_HAS_EXTENSION = "SELECT 1 FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'neon'"
+# Whether the server at a host and port knows the options of 17; learnt from its first session.
+_is_modern: dict[tuple[str, int], bool] = {}
 
 log = get_logger("catalog")
-
-Connection = TrioConnection[tuple[Any, ...]]
 
 
 class ConnectRefused(PostgresError):
@@ -46,85 +57,146 @@ class ConnectRefused(PostgresError):
         self.sqlstate = sqlstate
 
 
-def maintenance_target(connstr: str, purpose: str, deadlines: Deadlines) -> Target:
-    """Return where a maintenance session goes; settings that users put on databases or roles cannot disturb it.
+class Connection(TrioConnection[tuple[Any, ...]]):
+    """A session of the superuser in which nothing of a stranger takes effect."""
 
-    The operator's own options come last and win.
-    """
-    target = Target.parse(connstr)
-    ours = {
-        "role": catalog_rules.SUPERUSER,
-        "default_transaction_read_only": "off",
-        "search_path": "''",
-        "statement_timeout": str(round(deadlines.catalog_statement * 1000)),
-        "lock_timeout": str(round(deadlines.catalog_lock * 1000)),
-        "pgaudit.log": "none",
-    }
-    options = " ".join([*(f"-c {name}={value}" for name, value in ours.items()), target.options]).rstrip()
-    return target.replace(options=options, application_name=f"compute_ctl:{purpose}")
+    # Before 17, whether this database has event triggers that fire even in a session like this one.
+    wakes_event_triggers = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._adapters = AdaptersMap(ADAPTERS)
+        self.prepare_threshold = None
+
+    async def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows, none if it has no result; psycopg's errors are passed on."""
+        cursor = await self.execute(encoded(query), parameters or None)
+        return await cursor.fetchall() if cursor.description else []
+
+    @asynccontextmanager
+    async def changes(self) -> AsyncIterator[None]:
+        """Open a transaction for statements that could set off event triggers, which stand still meanwhile (T-02)."""
+        async with self.transaction():
+            sleepers = await event_triggers.silence(self.rows) if self.wakes_event_triggers else []
+            yield
+            await event_triggers.wake(self.rows, sleepers)
+
+
+def maintenance_target(connstr: str, purpose: str, deadlines: Deadlines) -> Target:
+    """Return where a maintenance session goes, with options that no database, role or operator can undo (T-01)."""
+    return fortified(Target.parse(connstr), purpose, deadlines)
+
+
+def fortress_options(connstr: str, deadlines: Deadlines) -> str:
+    """Return the options of such a session for a child that speaks SQL itself, such as pg_dump."""
+    target = maintenance_target(connstr, "child", deadlines)
+    return modern(target).options if _is_modern.get((target.host, target.port)) else target.options
 
 
 @asynccontextmanager
-async def open_maintenance(target: Target, deadlines: Deadlines) -> AsyncIterator[Connection]:
+async def open_maintenance(
+    target: Target, deadlines: Deadlines, *, retry_seconds: float | None = None
+) -> AsyncIterator[Connection]:
     """Open a session that does not report our own changes to the control plane.
 
-    While there is no free connection it is tried again, up to a limit. Raises PostgresError.
+    While there is no free connection it is tried again, for `catalog_retry` unless `retry_seconds` says otherwise.
+    Raises PostgresError.
     """
-    connection = await _connect(target, deadlines)
+    retry_seconds = deadlines.catalog_retry if retry_seconds is None else retry_seconds
+    connection = await _connect(target, deadlines, trio.current_time() + retry_seconds)
     try:
-        connection.prepare_threshold = None
         connection.add_notice_handler(_log_notice)
-        try:
-            await connection.execute("SET neon.forward_ddl = false")
-        except psycopg.Error as error:
-            raise ConnectRefused(failure_text(error), error.sqlstate) from None
+        await _shut_out_strangers(connection)
         yield connection
     finally:
         await connection.close()
 
 
+async def _shut_out_strangers(connection: Connection) -> None:
+    """Undo what the database and the role set for their sessions, and make sure that we are who we mean to be."""
+    try:
+        ((_, user, wakes, hostile),) = await connection.rows(OPENING)
+        if hostile:
+            words = neutral_values(hostile)
+            await connection.rows(setting_statement(len(words) // 2), *words)
+    except psycopg.Error as error:
+        raise ConnectRefused(failure_text(error), error.sqlstate) from None
+    if user not in {catalog_rules.SUPERUSER, FORMER_SUPERUSER}:
+        raise ConnectRefused(f"the session is one of {escaped(user)!r}, not of {catalog_rules.SUPERUSER}", None)
+    connection.wakes_event_triggers = wakes and not _speaks_17(connection)
+
+
+def _speaks_17(connection: Connection) -> bool:
+    return connection.info.server_version // 10000 >= EVENT_TRIGGERS_SINCE
+
+
 def _log_notice(notice: psycopg.errors.Diagnostic) -> None:
-    log.debug("notice", severity=notice.severity_nonlocalized, about=brief(notice.message_primary or ""))
+    about = brief(notice.message_primary or "")
+    if notice.sqlstate == NOTABLE:
+        log.warning("catalog", about=about)
+    else:
+        log.debug("notice", severity=notice.severity_nonlocalized, about=about)
 
 
-async def _connect(target: Target, deadlines: Deadlines) -> Connection:
-    give_up_at, pause = trio.current_time() + deadlines.catalog_retry, FIRST_PAUSE_SECONDS
+async def _connect(target: Target, deadlines: Deadlines, give_up_at: float) -> Connection:
+    pause = FIRST_PAUSE_SECONDS
     fallen_back = False
     while True:
         try:
-            return await TrioConnection.connect(target, connect_timeout_seconds=deadlines.catalog_connect)
+            return await _connect_once(target, deadlines.catalog_connect)
         except ConnectFailed as error:
-            state = await refusal(target, timeout_seconds=deadlines.catalog_connect)
+            state = await refusal(modern(target), timeout_seconds=deadlines.catalog_connect)
             if state in _NO_LOGIN and not fallen_back:
                 fallen_back = True
                 await _make_superuser(target, deadlines, error)
                 continue
             if state not in _NO_SLOT | _NOT_YET or trio.current_time() + pause > give_up_at:
-                raise ConnectRefused(brief(error), state) from None
+                raise ConnectRefused(brief(error), None if state == _UNKNOWN_OPTION else state) from None
             log.warning("no free connection to Postgres", retry_in_seconds=pause)
         await trio.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
+async def _connect_once(target: Target, timeout_seconds: float) -> Connection:
+    """Connect with all options that the server knows; which these are is found out once."""
+    place = target.host, target.port
+    known = _is_modern.get(place)
+    if known is not False:
+        try:
+            connection = await Connection.connect(modern(target), connect_timeout_seconds=timeout_seconds)
+        except ConnectTimedOut:
+            raise
+        except ConnectFailed:
+            if known:
+                del _is_modern[place]  # perhaps there is another server now
+                raise
+        else:
+            _is_modern[place] = True
+            return connection
+    connection = await Connection.connect(target, connect_timeout_seconds=timeout_seconds)
+    _is_modern[place] = _speaks_17(connection)
+    if _is_modern[place]:  # it did not take the options a moment ago, or is not the server that we knew
+        await connection.close()
+        return await Connection.connect(modern(target), connect_timeout_seconds=timeout_seconds)
+    return connection
+
+
 async def _make_superuser(target: Target, deadlines: Deadlines, first: ConnectFailed) -> None:
     """Give an old cluster the superuser that all work is done as (K-11)."""
-    options = (
-        f"-c role={FORMER_SUPERUSER} -c default_transaction_read_only=off -c search_path='' -c statement_timeout=0"
-    )
     superuser = catalog_rules.SUPERUSER
-    old, name = target.replace(user=FORMER_SUPERUSER, options=options), identifier(superuser)
     try:
-        async with open_connection(old, connect_timeout_seconds=deadlines.catalog_connect) as connection:
-            await connection.execute("SET neon.forward_ddl = false")
+        connection = await _connect_once(as_former_superuser(target), deadlines.catalog_connect)
+        try:
+            await _shut_out_strangers(connection)
             async with connection.transaction():
-                query = "SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname = %s"
-                known = await (await connection.execute(query, (superuser,))).fetchone()
+                known = await connection.rows(_SUPERUSER_FOUND, superuser)
                 word = "ALTER" if known else "CREATE"
-                has_password = known is not None and known[0]
-                is_ours = target.user == superuser and not has_password
+                is_ours = target.user == superuser and known != [(True,)]
                 password = _password_words(connection, target.password) if is_ours else ""
-                await connection.execute(f"{word} ROLE {name} SUPERUSER LOGIN{password}".encode())
-                await connection.execute(f"GRANT {identifier(FORMER_SUPERUSER)} TO {name}".encode())
+                await connection.rows(f"{word} ROLE {identifier(superuser)} SUPERUSER LOGIN{password}")
+                await connection.rows(f"GRANT {identifier(FORMER_SUPERUSER)} TO {identifier(superuser)}")
+        finally:
+            await connection.close()
     except (PostgresError, psycopg.Error) as second:
         raise PostgresError(
             f"neither {superuser} nor {FORMER_SUPERUSER} can log in: {brief(first)}; {brief(second)}"
@@ -140,44 +212,20 @@ def _password_words(connection: Connection, password: str) -> str:
     return f" PASSWORD {literal(verifier.decode())}"
 
 
-@asynccontextmanager
-async def exclusive(connection: Connection) -> AsyncIterator[None]:
-    """Keep other maintenance sessions of this database waiting; raise PostgresError if one keeps us too long."""
-    try:
-        await connection.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (ADVISORY_LOCK,))
-    except psycopg.errors.LockNotAvailable:
-        holder = await _holder(connection)
-        text = f"another maintenance session holds the lock of the catalog{holder} (SQLSTATE 55P03)"
-        raise PostgresError(text) from None
-    except psycopg.Error as error:
-        raise PostgresError(f"cannot get the lock of the catalog: {failure_text(error)}") from None
-    try:
-        yield
-    finally:
-        # Closing the session frees the lock too; a broken one cannot say so any more.
-        if not connection.closed and not connection.broken:
-            with suppress(psycopg.Error), trio.CancelScope(shield=True), trio.move_on_after(1):
-                await connection.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
-
-
-async def _holder(connection: Connection) -> str:
-    try:
-        cursor = await connection.execute(_HOLDERS, (ADVISORY_LOCK,))
-        found = [f"pid {pid} of {user}, application {name!r}" for pid, user, name in await cursor.fetchall()]
-    except psycopg.Error:  # then the error does without
-        return ""
-    return f": {brief('; '.join(found))}" if found else ""
-
-
 async def upgrade_neon_extension(connection: Connection) -> None:
     """Update the neon extension if this database has it."""
-    installed = await connection.execute("SELECT 1 FROM pg_catalog.pg_extension WHERE extname = 'neon'")
-    if await installed.fetchone() is not None:
-        async with exclusive(connection):
-            await connection.execute("ALTER EXTENSION neon UPDATE")
+    if await connection.rows(_HAS_EXTENSION):
+        async with connection.changes():
+            await connection.rows("ALTER EXTENSION neon UPDATE")
         log.info("neon extension is up to date")
 
 
 def failure_text(error: psycopg.Error) -> str:
     """Return Postgres' own words for an error, on one line, without the statement."""
-    return brief(error.diag.message_primary or error)
+    return error_field(error, DiagnosticField.MESSAGE_PRIMARY) or brief(error)
+
+
+def error_field(error: psycopg.Error, field: DiagnosticField) -> str | None:
+    """Return one field of an error as text that everybody can show, None if the server did not send it."""
+    value = error.pgresult.error_field(field) if error.pgresult is not None else None
+    return None if value is None else brief(value.decode(errors="backslashreplace"))

@@ -15,7 +15,10 @@ from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.wanted import Wanted
 from trio_compute.settings import Deadlines
 
-_START_ONLY = "SELECT name FROM pg_catalog.pg_settings WHERE context = 'postmaster' AND name = ANY (%s) ORDER BY name"
+_START_ONLY = """\
+SELECT name FROM pg_catalog.pg_settings
+WHERE context OPERATOR(pg_catalog.=) 'postmaster' AND name OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[])
+ORDER BY name"""
 
 
 class Outlook(Struct, frozen=True):
@@ -38,8 +41,8 @@ async def look_ahead(
     try:
         async with open_maintenance(target, deadlines) as connection:
             plan = Plan() if wanted is None else plan_catalog(wanted, await read_snapshot(connection, wanted))[0]
-            found = await connection.execute(_START_ONLY, (list(changed_settings),))
-            start_only = tuple(str(name) for (name,) in await found.fetchall())
+            found = await connection.rows(_START_ONLY, list(changed_settings))
+            start_only = tuple(str(name) for (name,) in found)
             return Outlook(plan, target.dbname, start_only)
     except psycopg.Error as error:
         raise PostgresError(f"the catalog could not be read: {failure_text(error)}") from None

@@ -24,9 +24,10 @@ _POSITION = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_repla
 _VALUE = "SELECT pg_catalog.current_setting(%s, true)"
 # Each of the two settings, and whether it stands in the file of ALTER SYSTEM, in another one, or in both.
 _PLACES = """\
-SELECT lower(f.name), pg_catalog.bool_or(f.sourcefile ~ '/postgresql[.]auto[.]conf$'),
-       pg_catalog.bool_or(f.sourcefile !~ '/postgresql[.]auto[.]conf$')
-FROM pg_catalog.pg_file_settings f WHERE lower(f.name) = ANY(%s) GROUP BY 1"""
+SELECT pg_catalog.lower(f.name), pg_catalog.bool_or(f.sourcefile OPERATOR(pg_catalog.~) '/postgresql[.]auto[.]conf$'),
+       pg_catalog.bool_or(f.sourcefile OPERATOR(pg_catalog.!~) '/postgresql[.]auto[.]conf$')
+FROM pg_catalog.pg_file_settings f WHERE pg_catalog.lower(f.name) OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.text[])
+GROUP BY 1"""
 
 
 class PromotionSession:
@@ -76,8 +77,7 @@ class PromotionSession:
 
     async def _rows(self, query: str, parameters: tuple[Any, ...] | None = None) -> list[tuple[Any, ...]]:
         try:
-            cursor = await self._connection.execute(query.encode(), parameters)
-            return await cursor.fetchall() if cursor.description else []
+            return await self._connection.rows(query, *(parameters or ()))
         except psycopg.Error as error:
             raise PostgresError(failure_text(error)) from None
 

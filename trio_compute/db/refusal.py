@@ -35,8 +35,15 @@ async def _connect(target: Target) -> trio.SocketStream:
 
 
 def _startup(target: Target) -> bytes:
-    fields = {"user": target.user, "database": target.dbname, "application_name": target.application_name}
-    body = b"".join(f"{name}\0{value}\0".encode() for name, value in fields.items() if value) + b"\0"
+    # The same options, for the server may well let us in, and then everything happens that happens in a session.
+    fields = {
+        "user": target.user,
+        "database": target.dbname,
+        "application_name": target.application_name,
+        "options": target.options,
+    }
+    pairs = (f"{name}\0{value}\0".encode(errors="surrogateescape") for name, value in fields.items() if value)
+    body = b"".join(pairs) + b"\0"
     return struct.pack("!ii", len(body) + 8, PROTOCOL_VERSION) + body
 
 

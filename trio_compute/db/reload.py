@@ -8,7 +8,7 @@ import psycopg
 import trio
 from msgspec import Struct
 
-from trio_compute.db.maintenance import Connection, failure_text, maintenance_target, open_maintenance
+from trio_compute.db.maintenance import failure_text, maintenance_target, open_maintenance
 from trio_compute.errors import PostgresError
 from trio_compute.settings import Deadlines
 
@@ -18,11 +18,12 @@ POLL_SECONDS = 0.01
 _LOADED_AT = "SELECT pg_catalog.pg_conf_load_time()"
 # A setting that only waits for a restart has an error there too, of the same words as a value that cannot be taken.
 _ERRORS = """\
-SELECT coalesce(f.name, 'line ' || f.sourceline), f.error FROM pg_catalog.pg_file_settings f
-LEFT JOIN pg_catalog.pg_settings s ON s.name = lower(f.name)
+SELECT coalesce(f.name, pg_catalog.format('line %s', f.sourceline)), f.error FROM pg_catalog.pg_file_settings f
+LEFT JOIN pg_catalog.pg_settings s ON s.name OPERATOR(pg_catalog.=) pg_catalog.lower(f.name)
 WHERE f.error IS NOT NULL AND NOT coalesce(s.pending_restart, false) ORDER BY f.seqno"""
 _UNREADABLE = """\
-SELECT 1 FROM pg_catalog.pg_file_settings f LEFT JOIN pg_catalog.pg_settings s ON s.name = lower(f.name)
+SELECT 1 FROM pg_catalog.pg_file_settings f
+LEFT JOIN pg_catalog.pg_settings s ON s.name OPERATOR(pg_catalog.=) pg_catalog.lower(f.name)
 WHERE f.error IS NOT NULL AND s.name IS NULL"""
 _PENDING = "SELECT name FROM pg_catalog.pg_settings WHERE pending_restart ORDER BY name"
 
@@ -42,18 +43,14 @@ async def reload_and_check(connstr: str, deadlines: Deadlines, reload: Callable[
     target = maintenance_target(connstr, "reload", deadlines)
     async with open_maintenance(target, deadlines) as connection:
         try:
-            before = await _rows(connection, _LOADED_AT)
+            before = await connection.rows(_LOADED_AT)
             reload()
-            unreadable = await _rows(connection, _UNREADABLE)
+            unreadable = await connection.rows(_UNREADABLE)
             with trio.move_on_after(0 if unreadable else PATIENCE_SECONDS):
-                while await _rows(connection, _LOADED_AT) == before:  # noqa: ASYNC110  (Postgres tells nobody)
+                while await connection.rows(_LOADED_AT) == before:  # noqa: ASYNC110  (Postgres tells nobody)
                     await trio.sleep(POLL_SECONDS)
-            pending = await _rows(connection, _PENDING)
-            errors = await _rows(connection, _ERRORS)
+            pending = await connection.rows(_PENDING)
+            errors = await connection.rows(_ERRORS)
         except psycopg.Error as error:
             raise PostgresError(f"cannot see what came of the reload: {failure_text(error)}") from None
     return ReloadReport(tuple(str(name) for (name,) in pending), tuple(f"{name}: {text}" for name, text in errors))
-
-
-async def _rows(connection: Connection, query: str) -> list[tuple[object, ...]]:
-    return await (await connection.execute(query.encode())).fetchall()

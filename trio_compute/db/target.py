@@ -22,6 +22,7 @@ class Target:
     password: str = dataclasses.field(default="", repr=False)
     options: str = ""
     application_name: str = ""
+    encoding: str = "UTF8"
 
     def __post_init__(self) -> None:
         if not self.host or "," in self.host or not 0 < self.port < 65536:
@@ -47,7 +48,7 @@ class Target:
             if given.pop(name, "disable") not in ("disable", "allow", "prefer"):
                 raise SpecError(f"Postgres URL demands encryption by {name}, which is not supported")
         given.pop("connect_timeout", None)
-        if unknown := given.keys() - {field.name for field in dataclasses.fields(cls)}:
+        if unknown := given.keys() - ({field.name for field in dataclasses.fields(cls)} - {"encoding"}):
             # A password with a bare `?` in it is read as parameters too: then do not repeat them.
             names = "" if "@" in url.partition("?")[2] else f": {', '.join(sorted(unknown))}"
             raise SpecError(f"Postgres URL has an unknown parameter{names}")
@@ -61,7 +62,8 @@ class Target:
     def conninfo(self) -> dict[str, str]:
         """Return libpq's parameters, password included, with every one that files or variables could set."""
         fields = {name: str(value) for name, value in dataclasses.asdict(self).items()}
-        fixed = {"client_encoding": "UTF8", "sslmode": "disable", "gssencmode": "disable", "passfile": NOWHERE}
+        encoding = fields.pop("encoding")
+        fixed = {"client_encoding": encoding, "sslmode": "disable", "gssencmode": "disable", "passfile": NOWHERE}
         return fields | fixed
 
 

@@ -58,8 +58,9 @@ curl -H "Authorization: Bearer $TOKEN" 'http://localhost:3080/status?wait_for=ru
 ```
 
 To miss no change, pass the `revision` of the last answer as `since`. The other keys beyond those of the original
-(`history`, `phase`, `phase_since`, `restart_required`, `pending_restart`, `migration_error`) are there when there is
-something to say.
+(`history`, `phase`, `phase_since`, `restart_required`, `pending_restart`, `migration_error`,
+`databases_failed`) are there when there is something to say. A database in `databases_failed` is not as the spec wants
+it, for the reason told there; the compute runs all the same, and the next apply tries again.
 
 ## Events
 

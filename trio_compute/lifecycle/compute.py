@@ -44,12 +44,21 @@ def _passage_data(passage: Passage, error: str | None) -> dict[str, Any]:
     return data if error is None else {**data, "error": redact(error)}
 
 
+class DatabaseFailure(Struct, frozen=True):
+    """Say what could not be done in or with one database when the catalog was applied last (contract 11 T-08)."""
+
+    database: str
+    phase: str
+    error: str
+
+
 class Notices(Struct):
-    """Hold what an operator should know beside the status: what waits for a restart, what failed."""
+    """Hold what an operator should know beside the status: what waits for a restart, what failed and where."""
 
     pending_restart: tuple[str, ...] = ()
     migration_error: str | None = None
     activity_error: str | None = None
+    databases_failed: tuple[DatabaseFailure, ...] = ()
 
 
 class Compute:

@@ -17,12 +17,20 @@ class PassageResponse(Struct, frozen=True, rename={"source": "from", "target": "
     event: str
 
 
+class DatabaseFailureResponse(Struct, frozen=True):
+    """Say what failed in one database while the catalog was applied."""
+
+    database: str
+    phase: str
+    error: str
+
+
 class StatusResponse(Struct, frozen=True, kw_only=True):
     """Answer `/status` and `/configure`: six keys are always present.
 
     The others are ours: which change of status this is (`since=` of a long poll), how it came to it, and, only when
     there is something to say, what is being done, what waits for a restart, why migrations or the last check of
-    activity failed.
+    activity failed, and in which databases the last apply did not come through.
     """
 
     start_time: str
@@ -39,6 +47,7 @@ class StatusResponse(Struct, frozen=True, kw_only=True):
     pending_restart: tuple[str, ...] | UnsetType = UNSET
     migration_error: str | UnsetType = UNSET
     activity_error: str | UnsetType = UNSET
+    databases_failed: list[DatabaseFailureResponse] | UnsetType = UNSET
 
 
 class HealthResponse(Struct, frozen=True):

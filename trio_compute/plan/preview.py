@@ -94,7 +94,7 @@ def _operation_view(operation: Operation, hide: Hide) -> OperationView:
         str(operation.subject),
         hide(operation.shown),
         operation.only_if,
-        operation.generates,
+        operation.each,
     )
 
 

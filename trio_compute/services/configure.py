@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,7 @@ import trio
 
 from trio_compute.errors import HostError, SpecError, cause_chain
 from trio_compute.lifecycle import events as ev
-from trio_compute.lifecycle.compute import Compute
+from trio_compute.lifecycle.compute import Compute, DatabaseFailure
 from trio_compute.lifecycle.ending import Ending, Urgency
 from trio_compute.lifecycle.status import Status
 from trio_compute.model.parsed import ParsedSpec, parse_spec
@@ -22,12 +23,14 @@ from trio_compute.services.apply_queue import ApplyQueue, Job, PromotionJob, Rej
 from trio_compute.services.promotion import Promotions
 from trio_compute.services.supervise import best_effort
 from trio_compute.telemetry.logging import get_logger
+from trio_compute.telemetry.metrics import DATABASES_FAILED, metrics
 from trio_compute.telemetry.redaction import learn_spec, redact
 from trio_compute.telemetry.spans import placed
 
 UNDO_TIMEOUT_SECONDS = 10.0
 REFRESH_PAUSE_SECONDS = 5.0
 LONGEST_REFRESH_PAUSE_SECONDS = 60.0
+SUBSCRIPTIONS_PHASE = "DropLogicalSubscriptions"
 
 log = get_logger("configure")
 
@@ -187,9 +190,31 @@ class Configurator:
         with spans.trace("apply_config"):
             async with _size_quota_lifted(self._host, self._postmaster):
                 with spans.measure("apply_spec_sql"):
-                    await self._host.apply_catalog(parsed, spans, is_start=is_start)
-                # Before the reload at the end of the block, which makes both effective (04 F-09).
-                await self._host.enable_subscribers()
+                    failed = await self._apply_and_note(parsed, is_start=is_start)
+                # Before the reload at the end of the block, which makes both effective (04 F-09). Inherited
+                # subscriptions that could not be dropped must not begin to run.
+                if not any(failure.phase == SUBSCRIPTIONS_PHASE for failure in failed):
+                    await self._host.enable_subscribers()
+
+    async def _apply_and_note(self, parsed: ParsedSpec, *, is_start: bool) -> tuple[Failure, ...]:
+        """Apply the catalog and note what failed; a start goes on if only some databases suffer from it (T-08)."""
+        try:
+            await self._host.apply_catalog(parsed, self._compute.spans, is_start=is_start)
+        except CatalogFailed as failed:
+            self._note_failures(failed.failures)
+            if not is_start or failed.concerns_cluster:
+                raise
+            for failure in failed.failures:
+                log.error("a database is not as wanted; the next apply tries again", error=failure)
+            return failed.failures
+        self._note_failures(())
+        return ()
+
+    def _note_failures(self, failures: tuple[Failure, ...]) -> None:
+        noted = tuple(DatabaseFailure(failure.database, failure.phase, str(failure)) for failure in failures)
+        self._compute.notices.databases_failed = noted
+        places = {(failure.phase, failure.database) for failure in failures}
+        metrics.replace(DATABASES_FAILED, {(phase,): n for phase, n in Counter(p for p, _ in places).items()})
 
 
 def _failures_of(error: BaseException | None) -> tuple[Failure, ...]:

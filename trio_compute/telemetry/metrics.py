@@ -14,6 +14,7 @@ UP = "compute_ctl_up"
 INSTALLED_EXTENSIONS = "compute_installed_extensions"
 CONTROL_PLANE_REQUESTS = "compute_ctl_cplane_requests_total"
 REMOTE_EXTENSION_REQUESTS = "compute_ctl_remote_ext_requests_total"
+DATABASES_FAILED = "compute_ctl_databases_failed"
 DB_MIGRATION_FAILED = "compute_ctl_db_migration_failed_total"
 AUDIT_LOG_DIR_SIZE = "compute_audit_log_dir_size"
 CURRENT_DOWNTIME = "compute_pg_current_downtime_ms"
@@ -87,6 +88,12 @@ FAMILIES = (
     Family(ACTIVITY_CHECK_AGE, Kind.GAUGE, "Seconds since the last successful check of activity."),
     Family(ACTIVITY_CHECK_DURATION, Kind.HISTOGRAM, "How long a check of activity took."),
     Family(WRITES_REFUSED_BY_FULL_DISK, Kind.COUNTER, "Write checks that found the disk full."),
+    Family(
+        DATABASES_FAILED,
+        Kind.GAUGE,
+        "Databases in which the last apply of the catalog did not come through, by phase.",
+        ("phase",),
+    ),
     Family(DB_MIGRATION_ID, Kind.GAUGE, "Number of the last migration that the catalog has on record."),
     Family(EVENTS_DROPPED, Kind.COUNTER, "Log records dropped since nobody read stderr in time."),
 )

@@ -4,8 +4,8 @@ const MOST_ERRORS = 20;
 const MOST_CHANGES = 10;
 
 function clear() {
-  for (const id of ["state-text", "since", "phase", "activity", "downtime-now", "downtime-total", "started", "tenant", "timeline", "prewarm-text", "start-text", "errors-text", "changes-text"]) say(id, null);
-  for (const id of ["waterfall", "errors", "changes", "notes"]) $(id).replaceChildren();
+  for (const id of ["state-text", "since", "phase", "activity", "downtime-now", "downtime-total", "started", "tenant", "timeline", "prewarm-text", "start-text", "errors-text", "changes-text", "databases-text"]) say(id, null);
+  for (const id of ["waterfall", "errors", "changes", "notes", "databases"]) $(id).replaceChildren();
   showText("state-error", null);
   say("state-meaning", "");
   $("notes").hidden = $("prewarm-progress").hidden = true;
@@ -42,6 +42,7 @@ function showStatus() {
   say("tenant", isText(status.tenant) ? status.tenant : "none");
   say("timeline", isText(status.timeline) ? status.timeline : "none");
   showNotes(status);
+  showDatabases(status);
   showChanges(history);
   showErrors();
   showTimes();
@@ -65,6 +66,16 @@ function showNotes(status) {
   if (Array.isArray(status.pending_restart)) notes.push(`These settings of Postgres wait for a restart: ${status.pending_restart.join(", ")}`);
   $("notes").replaceChildren(...notes.map((note) => element("li", note)));
   $("notes").hidden = notes.length === 0;
+}
+
+function showDatabases(status) {
+  const failed = Array.isArray(status.databases_failed) ? status.databases_failed : [];
+  $("databases").replaceChildren(...failed.map((failure) => {
+    const item = element("li");
+    item.append(element("span", failure.database), element("span", PHASES[`catalog.${failure.phase}`] ?? words(failure.phase)), element("span", failure.error, "message"));
+    return item;
+  }));
+  showText("databases-text", failed.length ? "The next apply tries again." : "all are as the spec wants them");
 }
 
 function showChanges(history) {

@@ -17,7 +17,13 @@ from trio_compute.lifecycle.compute import Compute
 from trio_compute.lifecycle.status import Status
 from trio_compute.lifecycle.transitions import State
 from trio_compute.model.requests import StatusQuery
-from trio_compute.model.responses import PassageResponse, StatusResponse, last_active_text, start_time_text
+from trio_compute.model.responses import (
+    DatabaseFailureResponse,
+    PassageResponse,
+    StatusResponse,
+    last_active_text,
+    start_time_text,
+)
 from trio_compute.telemetry.redaction import redact
 
 LONGEST_WAIT_SECONDS = 300.0
@@ -100,6 +106,11 @@ def status_response(compute: Compute) -> StatusResponse:
         pending_restart=notices.pending_restart or UNSET,
         migration_error=UNSET if notices.migration_error is None else redact(notices.migration_error),
         activity_error=UNSET if notices.activity_error is None else redact(notices.activity_error),
+        databases_failed=[
+            DatabaseFailureResponse(failure.database, failure.phase, redact(failure.error))
+            for failure in notices.databases_failed
+        ]
+        or UNSET,
     )
 
 

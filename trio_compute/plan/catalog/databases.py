@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from msgspec import structs
 
-from trio_compute.model import catalog_rules
 from trio_compute.model.spec import Database
+from trio_compute.plan.catalog import departures, notes
 from trio_compute.plan.catalog.operations import Operation, Subject
-from trio_compute.plan.catalog.options import database_words
+from trio_compute.plan.catalog.options import database_words, template_of
 from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.plan.catalog.snapshot import DatabaseFacts, Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
@@ -17,7 +17,9 @@ from trio_compute.plan.catalog.wanted import Wanted
 IN_USE = frozenset({"55006"})  # somebody is connected to the database, or to the template of a new one (K-26)
 _END_REPLICATION = """\
 SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots
-WHERE active AND database = {name}"""
+WHERE active AND database OPERATOR(pg_catalog.=) {name}"""
+_CLOSED = "closed"
+GONE = frozenset({"3D000"})
 
 
 def drop_invalid_databases(_wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
@@ -89,21 +91,23 @@ def _drop(name: str, why: str, *, retried: frozenset[str] = frozenset()) -> Oper
         statement=f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)",
         subject=Subject("database", name),
         retried=retried,
+        occupied=name,
+        at_once=True,
     )
 
 
 def _renaming(old: str, new: str, state: Snapshot, warnings: list[str]) -> Iterator[Operation]:
     if old in state.databases and new not in state.databases:
         state.databases[new] = state.databases.pop(old)
-        state.footholds = {
-            role: places - {old} | {new} if old in places else places for role, places in state.footholds.items()
-        }
+        for held in (state.footholds, state.estates):
+            held |= {role: places - {old} | {new} for role, places in held.items() if old in places}
         yield Operation(
             what=f"rename database {old} to {new}",
             why="delta operation rename_db",
             statement=f"ALTER DATABASE {identifier(old)} RENAME TO {identifier(new)}",
             subject=Subject("database", old),
             retried=IN_USE,
+            occupied=old,
         )
     elif old in state.databases or new not in state.databases:
         both = "both exist" if old in state.databases else "neither exists"
@@ -131,6 +135,7 @@ def _creation(database: Database) -> Operation:
         statement=f"CREATE DATABASE {identifier(database.name)} {database_words(database)}",
         subject=Subject("database", database.name),
         retried=IN_USE,
+        occupied=template_of(database),
     )
 
 
@@ -152,10 +157,54 @@ def _grant(name: str, privileged_role: str) -> Operation:
     )
 
 
-def take_from_deleted_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
-    """Plan new owners for databases that no spec lists and whose owner goes (K-21)."""
-    deleted = {name for name in wanted.subjects("delete_role") if name in state.roles}
+def open_closed_databases(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
+    """Plan that closed databases can be entered, by us alone, where a deletion needs it (T-17)."""
+    deleted = [name for name in to_be_deleted(wanted, state) if state.databases[name].subscriptions]
+    for name in dict.fromkeys([*departures.places(wanted, state), *deleted]):
+        facts = state.databases.get(name)
+        if facts is None or facts.invalid or facts.connectable:
+            continue
+        state.databases[name] = structs.replace(
+            facts, connectable=True, reserved=facts.reserved or f"{facts.limit},{_CLOSED}"
+        )
+        subject, why = Subject("database", name), "a deletion has to reach what is in it"
+        steps = {
+            f"note that database {name} is closed": notes.note(
+                notes.RESERVED, str(state.databases[name].reserved), database=name
+            ),
+            f"let nobody but superusers into database {name}": (
+                f"ALTER DATABASE {identifier(name)} CONNECTION LIMIT 0"
+            ),
+            f"open database {name}": f"ALTER DATABASE {identifier(name)} ALLOW_CONNECTIONS true",
+        }
+        for what, statement in steps.items():
+            yield Operation(what=what, why=why, statement=statement, subject=subject)
+
+
+def release_databases(_wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
+    """Plan that databases which were open for us alone, also in an apply that was cut, are again what they were."""
     for name, facts in list(state.databases.items()):
-        if facts.owner in deleted:
-            state.databases[name] = structs.replace(facts, owner=catalog_rules.SUPERUSER)
-            yield _new_owner(name, catalog_rules.SUPERUSER, f"its owner {facts.owner} is to be deleted")
+        if facts.reserved is None:
+            continue
+        limit, _, was = facts.reserved.partition(",")
+        connectable = facts.connectable and was != _CLOSED
+        state.databases[name] = structs.replace(facts, reserved=None, limit=int(limit), connectable=connectable)
+        subject, why = Subject("database", name), "it was open for the compute alone"
+        steps = {f"give database {name} its connection limit": f"CONNECTION LIMIT {int(limit)}"}
+        if was == _CLOSED:
+            steps = {f"close database {name}": "ALLOW_CONNECTIONS false"} | steps
+        for what, words in steps.items():
+            statement = f"ALTER DATABASE {identifier(name)} {words}"
+            yield Operation(what=what, why=why, statement=statement, subject=subject, tolerated=GONE)
+        statement = notes.forget(notes.RESERVED, name)
+        yield Operation(
+            what=f"forget what database {name} was", why=why, statement=statement, subject=subject, tolerated=GONE
+        )
+
+
+def as_before_reservation(state: Snapshot) -> None:
+    """Count databases that a cut apply left open for us as what they are to everybody else."""
+    for name, facts in state.databases.items():
+        if facts.reserved is not None:
+            is_closed = facts.reserved.endswith(_CLOSED)
+            state.databases[name] = structs.replace(facts, connectable=facts.connectable and not is_closed)

@@ -9,6 +9,10 @@ from msgspec import Struct
 from trio_compute.errors import PostgresError
 
 SHOWN_FAILURES = 5
+# What fails here concerns the whole cluster, so that a start fails with it; all else stays with one database (T-08).
+_CLUSTER_PHASES = frozenset(
+    {"CreatePrivilegedRole", "CreateDatabricksRoles", "AlterDatabricksRoles", "RenameRoles", "CreateAndAlterRoles"}
+)
 
 
 class Failure(Struct, frozen=True, kw_only=True):
@@ -26,6 +30,11 @@ class Failure(Struct, frozen=True, kw_only=True):
     detail: str | None = None
     statement: str | None = None  # without secrets; null if none was sent
 
+    @property
+    def concerns_cluster(self) -> bool:
+        """Tell whether more than one database suffers from it."""
+        return self.phase in _CLUSTER_PHASES
+
     def __str__(self) -> str:
         state = f" (SQLSTATE {self.sqlstate})" if self.sqlstate else ""
         detail = f": {self.detail}" if self.detail else ""
@@ -39,4 +48,5 @@ class CatalogFailed(PostgresError):
         self.failures = tuple(failures)
         shown = "; ".join(str(failure) for failure in self.failures[:SHOWN_FAILURES])
         more = len(self.failures) - SHOWN_FAILURES
+        self.concerns_cluster = any(failure.concerns_cluster for failure in failures)
         super().__init__(f"{shown}; and {more} more" if more > 0 else shown)

@@ -8,22 +8,23 @@ from collections.abc import Iterator
 from msgspec import structs
 
 from trio_compute.model import catalog_rules
-from trio_compute.plan.catalog.foreign_grants import foreign_grants
+from trio_compute.plan.catalog import notes
+from trio_compute.plan.catalog.blocks import block, each_of
 from trio_compute.plan.catalog.operations import Operation, Phase, Subject
 from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.plan.catalog.snapshot import DatabaseFacts, Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
 
 # Counts up when the work below changes, so that databases that were prepared by an older version are prepared again.
-PREPARATION = 1
+PREPARATION = 2
 GONE = frozenset({"3D000", "42704"})
-_PUBLIC_EXISTS = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = 'public'"
-
+WEB_ACCESS = "web_access"
+_PUBLIC_EXISTS = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) 'public'"
 _SUBSCRIPTIONS = """\
-SELECT format('ALTER SUBSCRIPTION %1$I DISABLE; ALTER SUBSCRIPTION %1$I SET (slot_name = NONE); '
-              'DROP SUBSCRIPTION %1$I', subname)
-FROM pg_catalog.pg_subscription
-WHERE subdbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"""
+SELECT pg_catalog.format('ALTER SUBSCRIPTION %1$I DISABLE; ALTER SUBSCRIPTION %1$I SET (slot_name = NONE); '
+                         'DROP SUBSCRIPTION %1$I', s.subname)
+FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.subdbid
+WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"""
 
 
 def is_open(facts: DatabaseFacts | None) -> bool:
@@ -34,59 +35,47 @@ def is_open(facts: DatabaseFacts | None) -> bool:
 def drop_subscriptions(name: str, state: Snapshot, why: str) -> Phase | None:
     """Plan the end of a database's logical subscriptions; their slots at the publisher are left alone."""
     facts = state.databases.get(name)
-    if facts is None or not is_open(facts) or not facts.subscriptions:
+    is_pending = facts is not None and facts.subscriptions_pending is not None
+    if facts is None or not is_open(facts) or not (facts.subscriptions or is_pending):
         return None
-    state.databases[name] = structs.replace(facts, subscriptions=0)
+    state.databases[name] = structs.replace(facts, subscriptions=0, subscriptions_pending=None)
+    # In one transaction: what is noted as done is done.
+    done = f"\n    {notes.forget(notes.SUBSCRIPTIONS_PENDING, name)};" if is_pending else ""
+    lock = "LOCK TABLE pg_catalog.pg_subscription IN ACCESS EXCLUSIVE MODE"
+    body = f"    {lock};\n    {each_of(_SUBSCRIPTIONS)}{done}"
     operation = Operation(
         what=f"drop {facts.subscriptions} subscription(s) of database {name}",
         why=why,
-        statement=_SUBSCRIPTIONS,
+        statement=block(body, "command pg_catalog.text"),
         subject=Subject("database", name),
-        generates=True,
-        lock="LOCK TABLE pg_catalog.pg_subscription IN ACCESS EXCLUSIVE MODE",
         tolerated=GONE,
     )
     return Phase("DropLogicalSubscriptions", (operation,))
 
 
-def role_references(name: str, wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
-    """Plan that nothing in a database belongs to a role that goes, nor is granted to it (K-19, K-20)."""
-    if name == state.system_database:
-        new_owner = catalog_rules.SUPERUSER
-    else:
-        # Not the superuser where it can be helped: a function that runs as its owner would then run as that one.
-        new_owner = wanted.owner_of(name) or state.databases[name].owner
-    for role in wanted.subjects("delete_role"):
-        if name in state.footholds.get(role, ()):
-            state.footholds[role] -= {name}
-            yield from _reference_operations(role, new_owner, foreign_grants(role, state, name))
+def note_inherited_subscriptions(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
+    """Plan the note of where subscriptions that a branch inherited are still to be dropped (K-22, K-23, T-11).
 
-
-def delete_role_references(name: str, wanted: Wanted, state: Snapshot) -> Phase | None:
-    """Plan the phase of the same name."""
-    operations = tuple(role_references(name, wanted, state))
-    return Phase("DeleteDBRoleReferences", operations) if operations else None
-
-
-def _reference_operations(role: str, new_owner: str, grants: str) -> Iterator[Operation]:
-    subject, why = Subject("role", role), "delta operation delete_role"
+    It comes first, so that databases which are closed or fail stay noted, and those made later are left alone.
+    """
+    if not wanted.drop_subscriptions or state.dropped_subscriptions_of == wanted.timeline_id:
+        return
+    state.dropped_subscriptions_of = wanted.timeline_id
+    pending = [name for name, facts in state.databases.items() if facts.subscriptions]
+    for name in pending:
+        state.databases[name] = structs.replace(state.databases[name], subscriptions_pending=wanted.timeline_id)
+    subject = Subject("object", "notes of the compute")
+    if pending:
+        yield Operation(
+            what=f"note that {len(pending)} database(s) have inherited subscriptions",
+            why="this timeline needs them dropped",
+            statement=notes.note_for_all(notes.SUBSCRIPTIONS_PENDING, wanted.timeline_id, pending),
+            subject=subject,
+        )
     yield Operation(
-        what=f"give what role {role} owns to {new_owner}",
-        why=why,
-        statement=f"REASSIGN OWNED BY {identifier(role)} TO {identifier(new_owner)}",
-        subject=subject,
-    )
-    yield Operation(
-        what=f"revoke privileges that others gave role {role}",
-        why=why,
-        statement=grants,
-        subject=subject,
-        generates=True,
-    )
-    yield Operation(
-        what=f"drop what else refers to role {role}",
-        why=why,
-        statement=f"DROP OWNED BY {identifier(role)}",
+        what="note which databases have inherited subscriptions",
+        why="once for each timeline is enough",
+        statement=notes.note(notes.SUBSCRIPTIONS_DROPPED, wanted.timeline_id),
         subject=subject,
     )
 
@@ -98,8 +87,9 @@ def preparation(name: str, wanted: Wanted, state: Snapshot) -> str:
 
 
 def _lets_create(wanted: Wanted, state: Snapshot) -> bool:
-    """Tell whether there is a role web_access, and still will be after this apply."""
-    return state.major >= 15 and "web_access" in state.roles and "web_access" not in wanted.subjects("delete_role")
+    """Tell whether there is and will be a role web_access; a name alone is not enough (T-05)."""
+    is_ours = WEB_ACCESS in state.platform_roles or any(role.name == WEB_ACCESS for role in wanted.roles)
+    return state.major >= 15 and is_ours and WEB_ACCESS in state.roles
 
 
 def change_schema_permissions(name: str, wanted: Wanted, state: Snapshot) -> Phase | None:
@@ -107,7 +97,7 @@ def change_schema_permissions(name: str, wanted: Wanted, state: Snapshot) -> Pha
     facts, owner, mark = state.databases[name], wanted.owner_of(name), preparation(name, wanted, state)
     if owner is None or facts.prepared == mark:
         return None
-    state.databases[name] = structs.replace(facts, prepared=mark, noted=False)
+    state.databases[name] = structs.replace(facts, prepared=mark)
     former = ", ".join(map(literal, (catalog_rules.SUPERUSER, catalog_rules.FORMER_SUPERUSER)))
     operations = [
         Operation(
@@ -115,7 +105,8 @@ def change_schema_permissions(name: str, wanted: Wanted, state: Snapshot) -> Pha
             why="the owner of a database may create in it",
             statement=f"ALTER SCHEMA public OWNER TO {identifier(owner)}",
             subject=Subject("database", name),
-            only_if=f"{_PUBLIC_EXISTS} AND pg_catalog.pg_get_userbyid(nspowner) IN ({former})",
+            only_if=f"{_PUBLIC_EXISTS} AND pg_catalog.pg_get_userbyid(nspowner) "
+            f"OPERATOR(pg_catalog.=) ANY (ARRAY[{former}]::pg_catalog.name[])",
         )
     ]
     if _lets_create(wanted, state):
@@ -129,6 +120,14 @@ def change_schema_permissions(name: str, wanted: Wanted, state: Snapshot) -> Pha
         )
         for kind in ("TABLES", "SEQUENCES")
     ]
+    operations.append(
+        Operation(
+            what=f"note that database {name} is prepared",
+            why="the next start then need not connect to it",
+            statement=notes.note(notes.PREPARED, mark, name),
+            subject=Subject("database", name),
+        )
+    )
     return Phase("ChangeSchemaPerms", tuple(operations))
 
 

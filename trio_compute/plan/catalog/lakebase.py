@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 from msgspec import Struct, structs
 
+from trio_compute.plan.catalog import notes
+from trio_compute.plan.catalog.blocks import run_all
+from trio_compute.plan.catalog.extensions import HEALTH_CHECK, create_relocatable, is_safe
 from trio_compute.plan.catalog.operations import Operation, Subject
 from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.plan.catalog.snapshot import RoleFacts, Snapshot
@@ -33,30 +36,34 @@ GRANTS = (
     Grant(
         "schema neon",
         "USAGE ON SCHEMA neon",
-        "has_schema_privilege(m.oid, to_regnamespace('neon')::oid, 'USAGE')",
+        "pg_catalog.has_schema_privilege(m.oid, pg_catalog.to_regnamespace('neon')::pg_catalog.oid, 'USAGE')",
     ),
     Grant(
         "table health_check",
         "SELECT, INSERT, UPDATE ON public.health_check",
         " AND ".join(
-            f"has_table_privilege(m.oid, to_regclass('public.health_check')::oid, '{privilege}')"
+            f"pg_catalog.has_table_privilege(m.oid, "
+            f"pg_catalog.to_regclass('public.health_check')::pg_catalog.oid, '{privilege}')"
             for privilege in ("SELECT", "INSERT", "UPDATE")
         ),
     ),
     Grant(
         "function pg_ls_dir",
-        "EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text)",
-        "has_function_privilege(m.oid, to_regprocedure('pg_catalog.pg_ls_dir(text)')::oid, 'EXECUTE')",
+        "EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(pg_catalog.text)",
+        "pg_catalog.has_function_privilege(m.oid, "
+        "pg_catalog.to_regprocedure('pg_catalog.pg_ls_dir(pg_catalog.text)')::pg_catalog.oid, 'EXECUTE')",
     ),
     Grant(
         "view neon_perf_counters",
         "SELECT ON neon.neon_perf_counters",
-        "has_table_privilege(m.oid, to_regclass('neon.neon_perf_counters')::oid, 'SELECT')",
+        "pg_catalog.has_table_privilege(m.oid, "
+        "pg_catalog.to_regclass('neon.neon_perf_counters')::pg_catalog.oid, 'SELECT')",
     ),
     Grant(
         "function get_perf_counters",
         "EXECUTE ON FUNCTION neon.get_perf_counters()",
-        "has_function_privilege(m.oid, to_regprocedure('neon.get_perf_counters()')::oid, 'EXECUTE')",
+        "pg_catalog.has_function_privilege(m.oid, "
+        "pg_catalog.to_regprocedure('neon.get_perf_counters()')::pg_catalog.oid, 'EXECUTE')",
     ),
 )
 _WRITE_CHECK = """
@@ -77,17 +84,47 @@ _MONITOR_LIMIT = "60s"
 _ABSENT = frozenset({"42P01", "42883", "42704", "3F000"})
 
 
-def create_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
-    """Plan the roles of the platform."""
-    for name, words in _ROLES.items() if wanted.lakebase else ():
+def create_roles(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterator[Operation]:
+    """Plan the roles of the platform; one that somebody else made gets nothing for its name (T-05)."""
+    if not wanted.lakebase:
+        return
+    before = state.platform_roles
+    for name, words in _ROLES.items():
         if name not in state.roles:
             state.roles[name] = RoleFacts()
+            state.platform_roles |= {name}
             yield Operation(
                 what=f"create role {name}",
                 why="lakebase needs it",
                 statement=f"CREATE ROLE {identifier(name)} {words}",
                 subject=Subject("role", name),
             )
+        elif not state.has_notes:
+            # The original made it and keeps no notes; from now on there are some.
+            state.platform_roles |= {name}
+        elif not _is_platform_role(name, wanted, state):
+            warnings.append(f"role {name} was made by somebody else, and gets nothing that the platform's would get")
+    if state.platform_roles != before:
+        yield _note_platform_roles(state)
+
+
+def _is_platform_role(name: str, wanted: Wanted, state: Snapshot) -> bool:
+    return name in state.platform_roles or any(role.name == name for role in wanted.roles)
+
+
+def _note_platform_roles(state: Snapshot) -> Operation:
+    names = ", ".join(map(literal, sorted(state.platform_roles)))
+    command = notes.note(notes.PLATFORM_ROLES, "").removesuffix("''") + "%L"
+    query = (
+        f"SELECT pg_catalog.format({literal(command)}, pg_catalog.string_agg(r.oid::pg_catalog.text, ',')) "
+        f"FROM pg_catalog.pg_authid r WHERE r.rolname OPERATOR(pg_catalog.=) ANY (ARRAY[{names}]::pg_catalog.name[])"
+    )
+    return Operation(
+        what="note which roles were made for the platform",
+        why="a name alone gives no rights",
+        statement=run_all(query),
+        subject=Subject("object", "notes of the compute"),
+    )
 
 
 def alter_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
@@ -120,7 +157,7 @@ def handle_auth_extension(wanted: Wanted, state: Snapshot, warnings: list[str]) 
     state.auth_made_anew = True
     statements = {
         "drop extension databricks_auth": "DROP EXTENSION IF EXISTS databricks_auth",
-        "create extension databricks_auth": "CREATE EXTENSION databricks_auth WITH SCHEMA public",
+        "create extension databricks_auth": create_relocatable("databricks_auth", "public", "neon_workshop_of_auth"),
         "let pg_monitor read its metrics": "GRANT SELECT ON public.databricks_auth_metrics TO pg_monitor",
     }
     subject, why = Subject("extension", "databricks_auth"), "lakebase makes it anew on every apply"
@@ -130,13 +167,15 @@ def handle_auth_extension(wanted: Wanted, state: Snapshot, warnings: list[str]) 
 
 def add_grants(wanted: Wanted, state: Snapshot, before: Snapshot, warnings: list[str]) -> Iterator[Operation]:
     """Plan the privileges of the monitor that it lacks; what is not there now may come with what this plan makes."""
-    if not wanted.lakebase or MONITOR not in state.roles:
+    if not wanted.lakebase or not _is_platform_role(MONITOR, wanted, state):
         return
     is_known = MONITOR in before.roles
-    is_made = state.has_health_check != before.has_health_check
+    is_made = state.former_tables != before.former_tables
     comes = is_made or state.extensions.get("neon") != before.extensions.get("neon")
     for grant in GRANTS:
         held = state.monitor_grants.get(grant.what) if is_known else False
+        if grant.what == "table health_check" and not state.former_tables.get(HEALTH_CHECK):
+            continue
         if held is None and not comes:
             warnings.append(f"{grant.what} is not there to be granted to {MONITOR}")
         elif not held:
@@ -163,8 +202,8 @@ def create_misc(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterato
             statement=f"ALTER ROLE {MONITOR} SET statement_timeout = '{_MONITOR_LIMIT}'",
             subject=Subject("role", MONITOR),
         )
-    if "public" not in state.schemas:
-        warnings.append("function health_check_write_succeeds is not created: there is no schema public")
+    if not is_safe(state.schemas.get("public")) or not state.former_tables.get(HEALTH_CHECK):
+        warnings.append("function health_check_write_succeeds is not created: schema public is not there, or not ours")
     elif state.write_check != _WRITE_CHECK:
         state.write_check = _WRITE_CHECK
         yield Operation(

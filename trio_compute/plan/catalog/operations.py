@@ -22,9 +22,11 @@ class Subject(Struct, frozen=True):
 class Operation(Struct, frozen=True, kw_only=True):
     """Hold one change; `what` and `why` may be logged, the statement may hold a password.
 
-    `only_if` is a query without whose row the statement is passed over. With `generates`, the statement is a query
-    whose rows are the statements to run, all in one transaction, after `lock` if there is one. Errors with one of the
-    `tolerated` SQLSTATEs are warnings; those with one of the `retried` are tried again for a while.
+    `only_if` is a query without whose row the statement is passed over; with `repeated` the statement is run for as
+    long as the query has one. With `each`, the statement is a query whose rows are the statements to run, one by one
+    outside of a transaction. `occupied` names a database that must be empty for this; whoever sits in it has to leave
+    after a while, or `at_once`. Errors with one of the `tolerated` SQLSTATEs are warnings; those with one of the
+    `retried` are tried again for a while.
     """
 
     what: str
@@ -33,8 +35,10 @@ class Operation(Struct, frozen=True, kw_only=True):
     subject: Subject
     secret: str | None = None
     only_if: str | None = None
-    generates: bool = False
-    lock: str | None = None
+    repeated: bool = False
+    each: bool = False
+    occupied: str | None = None
+    at_once: bool = False
     tolerated: frozenset[str] = frozenset()
     retried: frozenset[str] = frozenset()
 
@@ -61,6 +65,7 @@ class DatabaseWork(Struct, frozen=True):
 class Plan(Struct, frozen=True, kw_only=True):
     """Hold everything to be done, in this order; empty parts are left out."""
 
+    first: tuple[Phase, ...] = ()
     clean_up: tuple[DatabaseWork, ...] = ()
     before: tuple[Phase, ...] = ()
     databases: tuple[DatabaseWork, ...] = ()
@@ -70,10 +75,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     @property
     def is_empty(self) -> bool:
         """Tell whether there is nothing to do."""
-        return not (self.clean_up or self.before or self.databases or self.after)
+        return not (self.first or self.clean_up or self.before or self.databases or self.after)
 
     def located(self) -> Iterator[tuple[str | None, Phase]]:
         """Yield every phase with its database; None is the one of the connection URL."""
+        yield from ((None, phase) for phase in self.first)
         for work in self.clean_up:
             yield from ((work.database, phase) for phase in work.phases)
         yield from ((None, phase) for phase in self.before)

@@ -46,6 +46,12 @@ def database_words(database: Database) -> str:
     return " ".join([*own.values(), "OWNER", identifier(database.owner)])
 
 
+def template_of(database: Database) -> str:
+    """Return the name of the database that a new one is copied from."""
+    named = (option.value for option in database.options or () if canonical(option.name) == "TEMPLATE")
+    return next(named, None) or "template1"
+
+
 def _rendered(
     options: Iterable[GenericOption] | None, allowed: dict[str, Kind], *, left_out: frozenset[str]
 ) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from trio_compute.plan.catalog import databases, extensions, inside, lakebase, roles
+from trio_compute.plan.catalog import databases, departures, extensions, inside, lakebase, roles
 from trio_compute.plan.catalog.operations import DatabaseWork, Operation, Phase, Plan
 from trio_compute.plan.catalog.snapshot import Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
@@ -13,21 +13,31 @@ from trio_compute.plan.catalog.wanted import Wanted
 def plan_catalog(wanted: Wanted, snapshot: Snapshot) -> tuple[Plan, Snapshot]:
     """Return what must be done, and what will exist afterwards; planning again over the latter finds nothing."""
     state, warnings = snapshot.copy(), list(wanted.warnings)
+    databases.as_before_reservation(state)
+    # Everything in it is for later phases: what a role may still do while it is being shut out does not matter then.
+    first = _phases(
+        {
+            "OpenClosedDatabases": databases.open_closed_databases(wanted, state),
+        }
+    )
     clean_up = _clean_up(wanted, state)
     before = _phases(
         {
             "CreatePrivilegedRole": roles.create_privileged_role(wanted, state),
-            "CreateDatabricksRoles": lakebase.create_roles(wanted, state),
+            "CreateDatabricksRoles": lakebase.create_roles(wanted, state, warnings),
             "AlterDatabricksRoles": lakebase.alter_roles(wanted, state),
             "DropInvalidDatabases": databases.drop_invalid_databases(wanted, state),
             "RenameRoles": roles.rename_roles(wanted, state, warnings),
             "CreateAndAlterRoles": roles.create_and_alter_roles(wanted, state),
             "RenameAndDeleteDatabases": databases.rename_and_delete_databases(wanted, state, warnings),
             "CreateAndAlterDatabases": databases.create_and_alter_databases(wanted, state),
-            "TakeDatabasesFromDeletedRoles": databases.take_from_deleted_roles(wanted, state),
-            "CreateSchemaNeon": extensions.create_schema_neon(wanted, state),
+            "ShutOutDeletedRoles": departures.shut_out(wanted, state),
+            "CreateHeirs": departures.make_heirs(wanted, state),
+            "TakeDatabasesFromDeletedRoles": departures.give_databases_away(wanted, state),
+            "CreateSchemaNeon": extensions.create_schema_neon(wanted, state, warnings),
+            "NoteInheritedSubscriptions": inside.note_inherited_subscriptions(wanted, state),
             # First and alone: what a role has of shared objects would else be taken from several databases at once.
-            "DeleteDBRoleReferences": inside.role_references(state.system_database, wanted, state),
+            "DeleteDBRoleReferences": departures.role_references(state.system_database, wanted, state),
         }
     )
     inner = [work for name in _visited(wanted, state) if (work := _inside(name, wanted, state, warnings)).phases]
@@ -37,17 +47,23 @@ def plan_catalog(wanted: Wanted, snapshot: Snapshot) -> tuple[Plan, Snapshot]:
             "HandleNeonExtension": extensions.handle_neon_extension(wanted, state, warnings),
             "HandleDatabricksAuthExtension": lakebase.handle_auth_extension(wanted, state, warnings),
             "CreateAvailabilityCheck": extensions.create_availability_check(wanted, state, warnings),
-            "DropRoles": roles.drop_roles(wanted, state),
+            "ReleaseDatabases": databases.release_databases(wanted, state),
+            "DropRoles": departures.drop_roles(wanted, state),
             "AddDatabricksGrants": lakebase.add_grants(wanted, state, snapshot, warnings),
             "CreateDatabricksMisc": lakebase.create_misc(wanted, state, warnings),
-            "FinalizeDropLogicalSubscriptions": extensions.finalize_drop_subscriptions(wanted, state),
-            "NotePreparedDatabases": extensions.note_prepared_databases(wanted, state),
+            "FinalizeDropLogicalSubscriptions": extensions.finalize_drop_subscriptions(state, snapshot),
+            "DropFormerTables": extensions.drop_former_tables(wanted, state),
             "CreateAuditExtensions": extensions.create_audit_extensions(wanted, state, warnings),
             "DisablePostgresDBPgAudit": extensions.silence_audit(wanted, state),
         }
     )
     plan = Plan(
-        clean_up=clean_up, before=before, databases=tuple(inner), after=after, warnings=tuple(dict.fromkeys(warnings))
+        first=first,
+        clean_up=clean_up,
+        before=before,
+        databases=tuple(inner),
+        after=after,
+        warnings=tuple(dict.fromkeys(warnings)),
     )
     return plan, state
 
@@ -74,13 +90,13 @@ def _visited(wanted: Wanted, state: Snapshot) -> list[str]:
 def _inside(name: str, wanted: Wanted, state: Snapshot, warnings: list[str]) -> DatabaseWork:
     facts = state.databases.get(name)
     if not inside.is_open(facts):
-        if wanted.owner_of(name) is not None:
+        if wanted.owner_of(name) is not None or (facts is not None and facts.subscriptions_pending is not None):
             warnings.append(f"database {name!r} allows no connections; nothing is done inside it")
         return DatabaseWork(name, ())
-    dropping = wanted.drop_subscriptions and state.dropped_subscriptions_of != wanted.timeline_id
+    is_pending = wanted.drop_subscriptions and facts is not None and facts.subscriptions_pending == wanted.timeline_id
     phases = (
-        inside.delete_role_references(name, wanted, state),
+        departures.delete_role_references(name, wanted, state),
         inside.change_schema_permissions(name, wanted, state),
-        inside.drop_subscriptions(name, state, "inherited from the parent branch") if dropping else None,
+        inside.drop_subscriptions(name, state, "inherited from the parent branch") if is_pending else None,
     )
     return DatabaseWork(name, tuple(phase for phase in phases if phase is not None))

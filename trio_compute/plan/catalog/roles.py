@@ -63,8 +63,9 @@ def rename_roles(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterat
             # Postgres clears an md5 password on this occasion, since the name is its salt.
             kept = None if (facts.password or "").startswith("md5") else facts.password
             state.roles[new] = structs.replace(facts, password=kept)
-            if old in state.footholds:
-                state.footholds[new] = state.footholds.pop(old)
+            for places in (state.footholds, state.estates):
+                if old in places:
+                    places[new] = places.pop(old)
             state.databases = {
                 name: structs.replace(database, owner=new) if database.owner == old else database
                 for name, database in state.databases.items()
@@ -111,16 +112,3 @@ def _creation(role: Role, wanted: Wanted) -> Operation:
         subject=Subject("role", role.name),
         secret=password_literal(role) if role.encrypted_password else None,
     )
-
-
-def drop_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
-    """Plan the deletion of roles that nothing refers to any more."""
-    for name in wanted.subjects("delete_role"):
-        if state.roles.pop(name, None) is not None:
-            state.footholds.pop(name, None)
-            yield Operation(
-                what=f"drop role {name}",
-                why="delta operation delete_role",
-                statement=f"DROP ROLE IF EXISTS {identifier(name)}",
-                subject=Subject("role", name),
-            )

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from copy import copy
+
+from msgspec import Struct, field
 
 
 class RoleFacts(Struct, frozen=True):
-    """Hold a role: its stored password, which of CREATEDB, CREATEROLE, REPLICATION, BYPASSRLS it has, its groups."""
+    """Hold a role: its stored password, which of CREATEDB, CREATEROLE, REPLICATION, BYPASSRLS it has, its groups.
+
+    Of a role that is to be deleted, `member_of` holds every role that it can act as.
+    """
 
     password: str | None = None
     attributes: frozenset[str] = frozenset()
     member_of: frozenset[str] = frozenset()
     settings: frozenset[str] = frozenset()
+    oid: int = 0
+    is_superuser: bool = False
 
 
 class DatabaseFacts(Struct, frozen=True):
     """Hold a database.
 
     `granted`: the privileged role has every privilege on it; `readers`: how many read from its logical replication
-    slots; `prepared`: the mark of what it was last prepared for; `noted`: that mark is written down (it moves with a
-    database that is renamed, as the note goes by oid).
+    slots; `prepared`: the mark of what it was last prepared for; `subscriptions_pending`: the timeline for which its
+    inherited subscriptions are still to be dropped; `heir`: the role that gets what deleted roles leave in it;
+    `limit`: its connection limit; `reserved`: it is open for us alone, and this is what it was before.
     """
 
     owner: str
@@ -30,7 +38,11 @@ class DatabaseFacts(Struct, frozen=True):
     subscriptions: int = 0
     prepared: str | None = None
     readers: int = 0
-    noted: bool = True
+    oid: int = 0
+    limit: int = -1
+    subscriptions_pending: str | None = None
+    heir: str | None = None
+    reserved: str | None = None
 
 
 class ExtensionFacts(Struct, frozen=True):
@@ -41,11 +53,27 @@ class ExtensionFacts(Struct, frozen=True):
     up_to_date: bool = True
 
 
+class SchemaFacts(Struct, frozen=True):
+    """Hold a schema of the system database that matters to us.
+
+    `is_ours`: it belongs to a superuser, and `open_to`: who else may create in it.
+    """
+
+    owner: str
+    is_ours: bool = True
+    open_to: tuple[str, ...] = ()
+
+
+OURS = SchemaFacts("cloud_admin")
+
+
 class Snapshot(Struct, kw_only=True):
     """Hold all facts; planning changes its own copy as it goes, which ends as the prediction of the outcome.
 
-    `footholds` tells where a role owns something or is named in privileges, by database; shared objects count for the
-    system database, which is the one of the connection URL.
+    `footholds` tells where a role that goes owns something, is named in privileges or has prepared transactions, by
+    database, `estates` where it owns what others can inherit; shared objects count for the system database, which is
+    the one of the connection URL. `former_tables` are tables in which we, or the original, once kept what are notes
+    now, with their oid, or 0 if somebody else's stands in their place.
     """
 
     major: int
@@ -53,13 +81,17 @@ class Snapshot(Struct, kw_only=True):
     roles: dict[str, RoleFacts]
     databases: dict[str, DatabaseFacts]
     footholds: dict[str, frozenset[str]] = {}
+    estates: dict[str, frozenset[str]] = {}
     extensions: dict[str, ExtensionFacts] = {}
     available_extensions: frozenset[str] = frozenset()
-    schemas: frozenset[str] = frozenset({"public"})
+    schemas: dict[str, SchemaFacts] = field(default_factory=lambda: {"public": OURS})
     libraries: tuple[str, ...] = ()
-    has_health_check: bool = False
+    former_tables: dict[str, int] = {}
     audit_silenced: bool = False
+    # For which timeline inherited subscriptions were dropped, but in databases where that is pending.
     dropped_subscriptions_of: str | None = None
+    has_notes: bool = True
+    platform_roles: frozenset[str] = frozenset()
     # Lakebase only: what the monitor was granted (None: there is no such object), and the source of its function.
     monitor_grants: dict[str, bool | None] = {}
     write_check: str | None = None
@@ -67,23 +99,19 @@ class Snapshot(Struct, kw_only=True):
 
     def copy(self) -> Snapshot:
         """Return a copy that can be changed without changing this one."""
-        return Snapshot(
-            major=self.major,
-            system_database=self.system_database,
-            roles=dict(self.roles),
-            databases=dict(self.databases),
-            footholds=dict(self.footholds),
-            extensions=dict(self.extensions),
-            available_extensions=self.available_extensions,
-            schemas=self.schemas,
-            libraries=self.libraries,
-            has_health_check=self.has_health_check,
-            audit_silenced=self.audit_silenced,
-            dropped_subscriptions_of=self.dropped_subscriptions_of,
-            monitor_grants=dict(self.monitor_grants),
-            write_check=self.write_check,
-            auth_made_anew=self.auth_made_anew,
-        )
+        made = copy(self)
+        for name in (
+            "roles",
+            "databases",
+            "footholds",
+            "estates",
+            "extensions",
+            "schemas",
+            "former_tables",
+            "monitor_grants",
+        ):
+            setattr(made, name, dict(getattr(self, name)))
+        return made
 
 
 def fresh_snapshot(superuser: str, *, major: int, libraries: tuple[str, ...] = ()) -> Snapshot:
@@ -91,7 +119,7 @@ def fresh_snapshot(superuser: str, *, major: int, libraries: tuple[str, ...] = (
     return Snapshot(
         major=major,
         system_database="postgres",
-        roles={superuser: RoleFacts()},
+        roles={superuser: RoleFacts(is_superuser=True)},
         databases={
             "postgres": DatabaseFacts(superuser),
             "template1": DatabaseFacts(superuser, template=True),
