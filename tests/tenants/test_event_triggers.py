@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import trio
 
 from tests.tenants.conftest import ALICE, MALLORY, TRUDY, Place
 from tests.tenants.ground import fresh
@@ -67,10 +68,11 @@ async def test_a_login_trigger_that_never_ends_or_fails_keeps_nobody_of_us_out(t
             "CREATE EVENT TRIGGER never ON login EXECUTE FUNCTION "
             "public.never(); ALTER EVENT TRIGGER never ENABLE ALWAYS"
         )
-    await town.ours.apply(town.spec([fresh("newcomer")]))
-    await town.ours.host.grant_on_schema(town.app, "public", "pg_monitor", ["USAGE", "CREATE"])
-    assert "CREATE EVENT TRIGGER never" in await town.ours.dump(town.app)
-    assert (await town.ours.host.collect_installed_extensions()).failures == 0
+    with trio.fail_after(30):
+        await town.ours.apply(town.spec([fresh("newcomer")]))
+        await town.ours.host.grant_on_schema(town.app, "public", "pg_monitor", ["USAGE", "CREATE"])
+        assert "CREATE EVENT TRIGGER never" in await town.ours.dump(town.app)
+        assert (await town.ours.host.collect_installed_extensions()).failures == 0
 
 
 async def test_a_role_that_owns_an_event_trigger_can_be_deleted(watched: Place) -> None:
