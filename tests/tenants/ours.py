@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
 import trio
 from msgspec import structs
 
@@ -53,6 +56,8 @@ class Ours:
             "databases": [{"name": name, "owner": owner} for name, owner in databases],
             "settings": changes.pop("settings", None),
         }
+        # What was done for one timeline is done for all tests of a server.
+        changes = {"timeline_id": uuid.uuid4().hex, **changes}
         return parsed(cluster=cluster, delta_operations=list(delta) or None, **changes)
 
     async def apply(self, spec: ParsedSpec, *, is_start: bool = False) -> None:
@@ -61,7 +66,9 @@ class Ours:
 
     async def left_to_do(self, spec: ParsedSpec) -> list[PhaseView]:
         """Return what an apply would do to the catalog now."""
-        return (await self.host.preview(spec, None)).phases
+        preview = await self.host.preview(spec, None)
+        msgspec.json.encode(preview)
+        return preview.phases
 
     async def dump(self, database: str) -> str:
         """Return the schema of a database as `/database_schema` does; raise PostgresError."""
@@ -82,6 +89,14 @@ class Ours:
             raise failure
         return b"".join(chunks).decode(errors="replace")
 
+    async def list(self) -> bytes:
+        """Return roles and databases as an answer does."""
+        return msgspec.json.encode(await self.host.list_catalog())
+
+    async def list_statements(self) -> bytes:
+        """Return the slowest statements as an answer does."""
+        return msgspec.json.encode(await self.host.collect_insights())
+
     async def reload(self) -> None:
         """Let Postgres read its files again and see what came of it."""
         from trio_compute.db.reload import reload_and_check
@@ -101,7 +116,8 @@ class Ours:
         async with self.host.open_cache_session("prewarm") as session:
             await session.info()
             await session.state()
-            await session.load(b"\0" * 16)
+            with contextlib.suppress(PostgresError):  # it is not a state
+                await session.load(b"\0" * 16)
 
     async def look_at_promotion(self) -> None:
         """Do the steps of a promotion that change nothing on a primary."""
@@ -131,8 +147,8 @@ ROUTES: Steps = {
     "migrations": lambda ours, _: ours.host.run_migrations(),
     "neon-upgrade": lambda ours, _: ours.host.upgrade_neon_extension(),
     "writability": lambda ours, _: ours.host.check_writability(),
-    "insights": lambda ours, _: ours.host.collect_insights(),
-    "listing": lambda ours, _: ours.host.list_catalog(),
+    "insights": lambda ours, _: ours.list_statements(),
+    "listing": lambda ours, _: ours.list(),
     "statistics": lambda ours, _: ours.host.collect_installed_extensions(),
     "install-trusted": lambda ours, app: ours.host.install_extension(app, "citext", "1.6"),
     "install-untrusted": lambda ours, app: ours.host.install_extension(app, "pageinspect", "1.9"),

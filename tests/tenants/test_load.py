@@ -98,7 +98,7 @@ async def delete(town: Place, leaver: str) -> None:
 async def test_no_acknowledged_table_of_a_deleted_role_is_lost(town: Place, how: str) -> None:
     """T-10: 1,550 acknowledged, 318 left, answer 200. Others who act as the role count as much.
 
-    They do so after SET ROLE, which nothing shows from outside, or in a function that runs with the rights of its owner.
+    They do so after SET ROLE, which nothing shows from outside, or in a function that runs as its owner.
     """
     for _ in range(DELETIONS):
         leaver = town.ground.make_tenant(fresh("leaver"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -53,13 +54,12 @@ async def test_advisory_locks_of_a_tenant_stop_nobody(town: Place, what: str) ->
 
 
 async def test_our_own_sessions_still_keep_each_other_waiting(town: Place) -> None:
-    """T-14, K-14: six applies and three runs of the migrations at the same time; they agree."""
+    """T-14, K-14: six applies and the migrations at the same time; they agree."""
     names = [fresh("many") for _ in range(6)]
     async with trio.open_nursery() as nursery:
         for name in names:
             nursery.start_soon(town.ours.apply, town.spec([name]))
-        for _ in range(3):
-            nursery.start_soon(town.ours.host.run_migrations)
+        nursery.start_soon(town.ours.host.run_migrations)
     assert all(town.ground.exists("role", name) for name in names)
 
 
@@ -293,7 +293,7 @@ async def test_subscriptions_in_a_closed_database_are_not_noted_as_dropped(town:
     options = "CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p WITH (connect=false, slot_name=NONE)"
     town.ground.do(f"CREATE SUBSCRIPTION {{}} {options}", sub, database=town.app)
     town.ground.do("ALTER DATABASE {} ALLOW_CONNECTIONS false", town.app)
-    spec = town.spec(drop_subscriptions_before_start=True, timeline_id="d" * 32)
+    spec = town.spec(drop_subscriptions_before_start=True, timeline_id=uuid.uuid4().hex)
     with contextlib.suppress(PostgresError):
         await town.ours.apply(spec)
     town.ground.do("ALTER DATABASE {} ALLOW_CONNECTIONS true", town.app)

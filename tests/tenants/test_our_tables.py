@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 
 import psycopg
 import pytest
@@ -55,7 +56,7 @@ async def test_a_forged_number_of_migrations_skips_none(town: Place, number: int
         await town.ours.host.run_migrations()
     except PostgresError as error:
         told = "migration" in str(error)
-    assert told or town.ground.sql(_MIGRATED) == [(True, True, True)]
+    assert told or town.ground.sql(_MIGRATED, database=town.system) == [(True, True, True)]
     assert not (told and number in {12, 5}), "such a number is not even strange"
 
 
@@ -67,7 +68,7 @@ async def test_a_number_that_a_member_writes_later_skips_none(town: Place) -> No
     with town.ground.connect(town.system, TRUDY) as session, contextlib.suppress(psycopg.Error):
         session.execute("UPDATE neon_migration.migration_id SET id = 12")
     await town.ours.host.run_migrations()
-    assert town.ground.sql(_MIGRATED) == [(True, True, True)]
+    assert town.ground.sql(_MIGRATED, database=town.system) == [(True, True, True)]
 
 
 @pytest.mark.parametrize(
@@ -108,8 +109,8 @@ async def test_a_forged_mark_does_not_keep_a_database_from_being_prepared(town: 
 
 async def test_a_forged_marker_does_not_keep_inherited_subscriptions(town: Place) -> None:
     """T-04: the marker of this timeline, written by a tenant on the parent branch."""
-    timeline, sub = "e" * 32, fresh("sub")
-    await town.ours.apply(town.spec(drop_subscriptions_before_start=True, timeline_id="f" * 32))
+    timeline, sub = uuid.uuid4().hex, fresh("sub")
+    await town.ours.apply(town.spec(drop_subscriptions_before_start=True, timeline_id=uuid.uuid4().hex))
     with town.ground.connect(town.system, TRUDY) as session, contextlib.suppress(psycopg.Error):
         session.execute("UPDATE neon.drop_subscriptions_done SET timeline_id = %s", (timeline,))
     options = "CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p WITH (connect=false, slot_name=NONE)"
@@ -120,7 +121,7 @@ async def test_a_forged_marker_does_not_keep_inherited_subscriptions(town: Place
 
 async def test_a_marker_made_by_a_tenant_beforehand_is_not_believed(town: Place) -> None:
     """T-04: in a schema neon of its own."""
-    timeline, sub = "e" * 32, fresh("sub")
+    timeline, sub = uuid.uuid4().hex, fresh("sub")
     with town.ground.connect(town.system, MALLORY) as session:
         session.execute(
             "CREATE SCHEMA neon; CREATE TABLE neon.drop_subscriptions_done (id int PRIMARY KEY, timeline_id text)"
