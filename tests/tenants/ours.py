@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -160,3 +160,15 @@ ROUTES: Steps = {
     "promotion": lambda ours, _: ours.look_at_promotion(),
     "exists": lambda ours, app: ours.host.database_exists(app),
 }
+
+
+async def ask_all(ours: Ours, app: str, *, but: Iterable[str] = ()) -> dict[str, Exception]:
+    """Ask every route in turn; return those that failed, and how."""
+    failures: dict[str, Exception] = {}
+    for name, ask in ROUTES.items():
+        if name not in but:
+            try:
+                await ask(ours, app)
+            except Exception as error:  # noqa: BLE001  (whatever it is, a tenant has caused it)
+                failures[name] = error
+    return failures

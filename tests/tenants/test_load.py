@@ -19,7 +19,7 @@ from trio_compute.errors import PostgresError
 
 pytestmark = pytest.mark.postgres
 
-DELETIONS = int(os.environ.get("TRIO_COMPUTE_TENANT_DELETIONS", "6"))  # 200 is the long form
+DELETIONS = int(os.environ.get("TRIO_COMPUTE_TENANT_DELETIONS", "3"))  # 200 is the long form
 WORKERS = 4
 TRIES = 4
 

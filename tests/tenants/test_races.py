@@ -96,7 +96,7 @@ RACES: dict[str, Race] = {
 }  # fmt: skip
 
 
-_OF_THE_DATABASE = ("dropped", "renamed", "closed", "template", "given away", "unreachable")
+_OF_THE_DATABASE = ("dropped", "renamed", "closed", "template")
 _CASES = [("nothing", race) for race in RACES] + [
     (deed, race) for deed in ("delete_db", "rename_db", "owner") for race in _OF_THE_DATABASE
 ]
