@@ -11,11 +11,11 @@ from pathlib import Path
 import trio
 
 from bench.probe import memory_megabytes
+from trio_compute.deadlines import Deadlines
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN
 from trio_compute.model.parsed import parse_spec
 from trio_compute.model.spec import Cluster, ComputeSpec
-from trio_compute.settings import Deadlines
 from trio_compute.storage.pageserver import fetch_basebackup
 from trio_compute.telemetry.spans import Recorder
 

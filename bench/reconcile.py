@@ -17,11 +17,11 @@ from trio_compute.db.apply import apply_catalog
 from trio_compute.db.connection import open_connection
 from trio_compute.db.preview import look_ahead
 from trio_compute.db.target import Target
+from trio_compute.deadlines import Deadlines
 from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.model.spec import Database, DeltaOp, Role
 from trio_compute.plan.catalog.operations import Operation, Plan
 from trio_compute.plan.catalog.wanted import Wanted
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import set_level
 from trio_compute.telemetry.spans import Recorder
 

@@ -27,10 +27,12 @@ from trio_compute.embedded.compute_child import Ports
 from trio_compute.embedded.dev import compute_arguments
 from trio_compute.embedded.endpoints import Addresses
 from trio_compute.embedded.free_ports import free_port
+from trio_compute.embedded.page_commands import BasebackupCommand
 from trio_compute.embedded.pageserver import Pageserver
 from trio_compute.embedded.progress import SpanView
 from trio_compute.embedded.services import open_services
-from trio_compute.embedded.wire import COPY_SLICE_BYTES, Session, message
+from trio_compute.embedded.snapshots import Snapshots
+from trio_compute.embedded.wire import Session, message
 from trio_compute.embedded.world import World, base_settings
 from trio_compute.errors import HostError
 from trio_compute.host.run_as import RunAs
@@ -39,6 +41,7 @@ from trio_compute.postgres.postmaster import is_ready
 MAJOR = 17
 DISK = Path("/var/tmp")
 MEMORY = Path("/dev/shm")
+COPY_SLICE_BYTES = 128 * 1024
 NEEDED_BYTES = 500_000_000
 READY_POLL_SECONDS = 0.002
 STATUS_POLL_SECONDS = 0.02
@@ -112,7 +115,8 @@ class PreparedPageserver(Pageserver):
         super().__init__({(like.identity.tenant_id, like.identity.timeline_id): like.snapshots})
         self._prepared: dict[Path, bytes] = {}
 
-    async def _send_file(self, session: Session, path: Path) -> None:
+    async def _send_archive(self, session: Session, snapshots: Snapshots, command: BasebackupCommand) -> None:
+        path = snapshots.at(command.lsn)
         if path not in self._prepared:
             data = path.read_bytes()
             slices = (data[at : at + COPY_SLICE_BYTES] for at in range(0, len(data), COPY_SLICE_BYTES))

@@ -67,10 +67,10 @@ class Conflicting(PostgresError):
 
 
 class TimedOut(PostgresError):
-    """Report that Postgres did not do in time what was asked for."""
+    """Report that Postgres did not do in time what was asked for, with the reason if it is known."""
 
-    def __init__(self) -> None:
-        super().__init__("timed out")
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(f"timed out: {reason}" if reason else "timed out")
 
 
 class HostError(ComputeError):

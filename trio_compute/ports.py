@@ -266,11 +266,16 @@ class Host(RuntimeSql, PostgresTools):
 
     async def upgrade_neon_extension(self) -> None:
         """Bring the neon extension, where it is installed, to the version of the library."""
-        from trio_compute.db.maintenance import maintenance_target, open_maintenance, upgrade_neon_extension
+        from trio_compute.db.maintenance import (
+            maintenance_target,
+            open_maintenance,
+            upgrade_neon_extension,
+        )
+        from trio_compute.db.turns import changing
 
         deadlines = self.settings.deadlines
         target = maintenance_target(self.settings.connstr, "post_apply_config", deadlines)
-        async with open_maintenance(target, deadlines) as connection:
+        async with changing(target), open_maintenance(target, deadlines) as connection:
             await upgrade_neon_extension(connection)
 
     def open_cache_session(self, purpose: str) -> AbstractAsyncContextManager[CacheSession]:

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import UsageError
 from trio_compute.trace_settings import TraceSettings, trace_settings
 
@@ -37,47 +38,6 @@ _NUMBER = re.compile(r"\A[0-9]{1,20}\Z")
 _LONGEST_USAGE_ERROR = 300
 _PRIVILEGED_ROLE = re.compile(r"\A[a-z_]+\Z")
 _LONGEST_ROLE_NAME = 63
-
-
-class Deadlines(Struct, frozen=True, kw_only=True):
-    """Hold every time limit of a compute's life, in seconds (contract 02 §4.1, §6, §10)."""
-
-    postgres_ready: float = 60.0
-    fast_stop: float = 60.0
-    quit_stop: float = 5.0
-    signal_stop: float = 8.0
-    signal_kill: float = 1.0
-    log_drain: float = 5.0
-    final_sync: float = 120.0
-    linger: float = 30.0
-    brief_linger: float = 0.3
-    drain: float = 1.0
-    safekeeper_check: float = 0.1
-    sync_safekeepers_stop: float = 2.0
-    pageserver_connect: float = 10.0
-    pageserver_idle: float = 330.0
-    catalog_connect: float = 5.0
-    catalog_lock: float = 30.0
-    catalog_statement: float = 120.0
-    catalog_retry: float = 30.0
-    catalog_total: float = 1800.0
-    # How long whoever sits in a database that has to be empty may stay there (contract 11 T-15).
-    catalog_patience: float = 5.0
-    # The first one at a start; the second when a pair from before can stay in use (contract 02 §9, D-52).
-    certificate: float = 60.0
-    certificate_renewal: float = 30.0
-    monitor_connect: float = 5.0
-    monitor_statement: float = 5.0
-    # What a request that speaks SQL may take to connect, and in all (contract 03 A-15).
-    request_connect: float = 5.0
-    request_total: float = 60.0
-    # The neon library waits 60 s for an extension (06 R-18).
-    extension_connect: float = 5.0
-    extension_idle: float = 15.0
-    extension_total: float = 55.0
-    endpoint_storage_connect: float = 5.0
-    endpoint_storage_idle: float = 30.0
-    trace_flush: float = 2.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):

@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from tests.fakes.extensions import FILES, Gateway, Step, archive, packed, serving, tar_of
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import ComputeError, RemoteError, StorageError
 from trio_compute.plan.remote_extensions import Archive
 from trio_compute.postgres.extension_archive import Limits
 from trio_compute.postgres.extension_staging import PREFIX, Places
-from trio_compute.settings import Deadlines
 from trio_compute.storage.extension_gateway import fetch_extension
 from trio_compute.telemetry.metrics import REMOTE_EXTENSION_REQUESTS, metrics
 

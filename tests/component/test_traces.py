@@ -23,6 +23,7 @@ from tests.component.test_run import Stage, terminate
 from tests.fakes import specs
 from tests.fakes.collector import Collector, TracedHost, open_collector, spans_in
 from tests.unit.test_trace_context import PARENT, SPAN, TRACE
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import ComputeError, HostError, RemoteError
 from trio_compute.http.servers import HttpServers
 from trio_compute.http.sockets import bind_sockets
@@ -33,7 +34,6 @@ from trio_compute.run import run
 from trio_compute.services import trace_export
 from trio_compute.services.life import Life
 from trio_compute.services.trace_export import BATCH_SPANS, CAPACITY_SPANS, TraceExport
-from trio_compute.settings import Deadlines
 from trio_compute.storage.trace_collector import CollectorAway, send_traces
 from trio_compute.telemetry import logging as telemetry
 from trio_compute.telemetry.spans import placed

@@ -165,6 +165,49 @@ class TestRefused:
             assert error_of(await configure(world, **changes)) == (400, text)
             assert world.status is Status.RUNNING
 
+    @pytest.mark.parametrize("status", [Status.EMPTY, Status.RUNNING])
+    @pytest.mark.parametrize(
+        ("changes", "text"),
+        [
+            (
+                {"delta_operations": [{"action": "delete_role", "name": "neon_superuser"}]},
+                "delta operation delete_role may not touch the privileged role 'neon_superuser'",
+            ),
+            (
+                {"delta_operations": [{"action": "rename_role", "name": "a", "new_name": "neon_superuser"}]},
+                "delta operation rename_role may not touch the privileged role 'neon_superuser'",
+            ),
+            (
+                {"cluster": {"roles": [{"name": "public"}], "databases": []}},
+                (
+                    "$.cluster.roles[0].name: role name 'public' is reserved by Postgres (hint: choose a name that is"
+                    " neither public nor none and does not begin with pg_)"
+                ),
+            ),
+            (
+                {"cluster": {"roles": [], "databases": [], "postgresql_conf": "a = 'x\0'"}},
+                "postgresql.conf would hold a NUL character",
+            ),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    async def test_what_can_be_known_is_refused_before_the_status_changes(
+        self, status: Status, changes: dict[str, Any], text: str
+    ) -> None:
+        """C-16: `delete_role` of the privileged role was 500 and `failed`; T-16: so were `public` and `none`."""
+        async with open_world(status) as world:
+            assert error_of(await configure(world, **changes)) == (400, text)
+            assert world.status is status
+            assert world.host.calls == []
+
+    async def test_what_only_a_start_needs_is_asked_of_an_empty_compute_alone(self) -> None:
+        """C-16, 04 F-19: audit logs that go nowhere."""
+        async with open_world(Status.EMPTY) as world:
+            code, text = error_of(await configure(world, audit_log_level="Hipaa"))
+            assert code == 400
+            assert "AUDIT_LOGGING_ENDPOINT" in text
+            assert world.status is Status.EMPTY
+
     @pytest.mark.parametrize("status", REFUSING)
     async def test_another_status_is_412_with_its_kebab_name(self, status: Status) -> None:
         """§5.1, §4: the storage controller looks for `refresh-configuration-pending` in this very text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,8 +14,11 @@ from tests.component.http.world import World, open_world, stands
 from tests.fakes import specs
 from tests.fakes.host import FakeHost
 from tests.fakes.programs import install_program
+from trio_compute.deadlines import Deadlines
+from trio_compute.errors import TimedOut
 from trio_compute.host.run_as import RunAs
 from trio_compute.lifecycle.status import Status
+from trio_compute.postgres.dump_places import DumpPlaces
 from trio_compute.postgres.tools import PostgresTools
 
 CONNSTR = "postgresql://cloud_admin:s3cr3tpassword@127.0.0.1:55433/postgres?options=-c%20a.b%3D1"
@@ -26,17 +30,18 @@ class DumpHost(FakeHost):
 
     schema_dump = PostgresTools.schema_dump
 
-    def __init__(self, directory: Path, script: str | None) -> None:
-        super().__init__(specs.settings(pgdata=directory, connstr=CONNSTR), specs.config())
+    def __init__(self, directory: Path, script: str | None, deadlines: Deadlines = Deadlines()) -> None:  # noqa: B008
+        super().__init__(specs.settings(pgdata=directory, connstr=CONNSTR, deadlines=deadlines), specs.config())
         self.directory = directory
         self.pgbin = directory / "postgres"
         self.run_as = RunAs()
-        self._dump_slots = trio.Semaphore(2)
+        self._dump_places = DumpPlaces(self.dumps_that_wait, at_work=2)
+        self._dump_numbers = count(1)
         if script is not None:
             install_program(directory, "pg_dump", f'cd "${{0%/*}}"\n{script}')
 
     def _environ(self, parsed: object) -> dict[str, str]:
-        return {"PATH": "/usr/bin:/bin", "INHERITED": "yes"}
+        return {"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": "/nowhere", "NEON_CONTROL_PLANE_TOKEN": "s3cr3ttoken"}
 
 
 async def ask(tmp_path: Path, script: str, url: str = URL, status: Status = Status.RUNNING) -> httpx.Response:
@@ -48,11 +53,22 @@ async def test_the_text_is_passed_on_as_text(tmp_path: Path) -> None:
     response = await ask(tmp_path, 'echo "-- ü"; echo "$*" > called; env > environ; ps -o args= $$ > seen')
     assert (response.status_code, response.text) == (200, "-- ü\n")
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
-    assert (tmp_path / "called").read_text() == "--host 127.0.0.1 --port 55433 --username cloud_admin --schema-only\n"
+    said = "--host 127.0.0.1 --port 55433 --username cloud_admin --lock-wait-timeout=10000ms --schema-only\n"
+    assert (tmp_path / "called").read_text() == said
     environ = dict(line.partition("=")[::2] for line in (tmp_path / "environ").read_text().splitlines())
-    known = {"PGDATABASE": "postgres", "PGPASSWORD": "s3cr3tpassword", "PGOPTIONS": "-c a.b=1", "LC_ALL": "C"}
+    options = "-c a.b=1 -c lc_messages=C -c client_connection_check_interval=1000"
+    known = {"PGDATABASE": "postgres", "PGPASSWORD": "s3cr3tpassword", "PGOPTIONS": options, "LC_ALL": "C"}
     assert known.items() <= environ.items()
-    assert environ["INHERITED"] == "yes"
+    assert environ["PGCONNECT_TIMEOUT"] == "5"
+    assert environ["PGCLIENTENCODING"] == "UTF8"
+
+
+async def test_the_program_gets_no_more_of_our_environment_than_it_needs(tmp_path: Path) -> None:
+    """T-13, Q-08: a list of names; what pg_dump is told besides begins with PG."""
+    await ask(tmp_path, "echo; env > environ")
+    names = {line.partition("=")[0] for line in (tmp_path / "environ").read_text().splitlines()}
+    of_the_shell = {"PWD", "SHLVL", "_", "OLDPWD"}
+    assert {name for name in names if not name.startswith("PG")} - of_the_shell == {"PATH", "LD_LIBRARY_PATH", "LC_ALL"}
 
 
 async def test_the_password_is_not_on_the_command_line(tmp_path: Path) -> None:
@@ -205,11 +221,106 @@ async def test_only_some_run_at_once_and_the_others_wait(tmp_path: Path) -> None
             for _ in range(5):
                 nursery.start_soon(get)
             await stands(lambda: len(children(world)) == 2)
-            await stands(lambda: world.host._dump_slots.statistics().tasks_waiting == 3)
+            await stands(lambda: world.host._dump_places.queue_length == 3)
             assert len(children(world)) == 2
             (tmp_path / "go").touch()
         assert texts == ["done\n"] * 5
         assert len(children(world)) == 5
+
+
+WAITING = "echo $$ > pid.$$.new; mv pid.$$.new pid.$$; exec sleep 1000"
+
+
+async def test_dumps_that_wait_for_locks_leave_their_places_to_one_that_can_work(tmp_path: Path) -> None:
+    """T-13: four of them blocked all dumps."""
+    script = f'if [ "$PGDATABASE" = free ]; then echo done; else {WAITING}; fi'
+    async with open_world(host=DumpHost(tmp_path, script)) as world, world.client() as client:
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(client.get, URL)
+            await stands(lambda: len(children(world)) == 2)
+            assert world.host._dump_places.queue_length == 2
+            world.host.dumps_at_locks = {f"compute_ctl:database_schema:{number}" for number in range(1, 5)}
+            await stands(lambda: len(children(world)) == 4)
+            response = await client.get("/database_schema?database=free")
+            assert (response.status_code, response.text) == (200, "done\n")
+            nursery.cancel_scope.cancel()
+
+
+async def test_dumps_that_wait_for_their_readers_leave_their_places_too(tmp_path: Path) -> None:
+    """T-13: of two that are not read to the end, none keeps a third from working."""
+    script = 'if [ "$PGDATABASE" = free ]; then echo done; else exec cat /dev/zero; fi'
+    async with open_world(host=DumpHost(tmp_path, script)) as world, world.client() as client:
+        async with client.stream("GET", URL), client.stream("GET", URL):
+            response = await client.get("/database_schema?database=free")
+            assert (response.status_code, response.text) == (200, "done\n")
+
+
+async def test_dumps_whose_state_is_not_known_keep_their_places(tmp_path: Path) -> None:
+    """T-13: a Postgres that cannot be asked makes nobody believe that dumps wait."""
+
+    class Silent(DumpHost):
+        async def dumps_that_wait(self, names: object) -> set[str]:
+            raise TimedOut
+
+    async with open_world(host=Silent(tmp_path, WAITING, Deadlines(dump_total=1.0))) as world, world.client() as client:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(client.get, URL)
+            await stands(lambda: world.host._dump_places.queue_length == 1)
+            await stands(lambda: len(children(world)) == 2)
+            response = await client.get(URL)
+        assert response.status_code == 504
+        await stands(lambda: are_gone(children(world)))
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "pg_dump: error: query failed: ERROR:  canceling statement due to statement timeout",
+            "timed out: somebody holds a lock that the dump needs, for more than 10 s",
+        ),
+        (
+            'pg_dump: error: connection to server at "127.0.0.1", port 55433 failed: timeout expired',
+            "timed out: Postgres does not accept a connection within 5 s",
+        ),
+    ],
+)
+async def test_a_limit_of_pg_dump_is_504_with_the_reason(tmp_path: Path, said: str, reason: str) -> None:
+    """T-13."""
+    response = await ask(tmp_path, f"echo '{said}' >&2; exit 1")
+    assert (response.status_code, response.json()) == (504, {"error": reason})
+
+
+async def test_a_dump_that_takes_too_long_is_504_before_its_first_text(tmp_path: Path) -> None:
+    """T-13."""
+    async with open_world(host=DumpHost(tmp_path, WAITING, Deadlines(dump_total=0.3))) as world:
+        async with world.client() as client:
+            response = await client.get(URL)
+        reason = "timed out: the dump, with the wait for its turn, took more than 0.3 s"
+        assert (response.status_code, response.json()) == (504, {"error": reason})
+        await stands(lambda: are_gone(children(world)))
+
+
+async def test_a_dump_that_takes_too_long_is_broken_off_after_its_first_text(tmp_path: Path) -> None:
+    """T-13."""
+    async with open_world(host=DumpHost(tmp_path, HOLDING, Deadlines(dump_total=0.3))) as world:
+        async with world.client() as client:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get(URL)
+        await stands(lambda: are_gone(children(world)))
+
+
+async def test_what_cannot_be_converted_comes_as_it_is(tmp_path: Path) -> None:
+    """T-06: in a database of another encoding, one role name of arbitrary bytes made every dump fail."""
+    script = 'if [ "$PGCLIENTENCODING" = UTF8 ]; then echo invalid >&2; exit 1; fi; printf "caf\\351\\n"'
+    async with open_world(host=DumpHost(tmp_path, script)) as world, world.client() as client:
+        assert (await client.get(URL)).status_code == 500  # in a UTF-8 database nothing is converted
+        world.host.databases["postgres"] = "EUC_JP"
+        response = await client.get(URL)
+        assert (response.status_code, response.content) == (200, b"caf\xe9\n")
+        assert response.headers["content-type"] == "text/plain"
 
 
 async def test_head_starts_and_ends_one(tmp_path: Path) -> None:

@@ -14,7 +14,11 @@ from trio_compute.errors import PostgresError
 from trio_compute.lifecycle.status import Status
 
 STORAGE = {"endpoint_id": "ep-own", "endpoint_storage_addr": "storage:1", "endpoint_storage_token": "a-token"}
-REFUSING = [status for status in Status if status is not Status.RUNNING]
+POSTGRES_UP = (
+    *(Status.RUNNING, Status.CONFIGURATION_PENDING, Status.CONFIGURATION),
+    *(Status.REFRESH_CONFIGURATION_PENDING, Status.REFRESH_CONFIGURATION),
+)
+REFUSING = [status for status in Status if status not in POSTGRES_UP]
 
 
 def keep_state(world: World, endpoint: str = "ep-own") -> None:
@@ -57,12 +61,21 @@ async def test_states_are_told_and_cancelled_in_every_status(status: Status) -> 
 
 @pytest.mark.parametrize("status", REFUSING)
 @pytest.mark.parametrize("path", ["/lfc/prewarm", "/lfc/offload"])
-async def test_nothing_begins_unless_the_compute_runs(path: str, status: Status) -> None:
+async def test_nothing_begins_unless_postgres_runs(path: str, status: Status) -> None:
     """L-01, D-25, A-01: 412, and the state is as before."""
     async with open_world(status) as world, world.client() as client:
         before = (await client.get(path)).content
         assert refusal(await client.post(path)) == (412, {"error": f"invalid compute status: {status.kebab}"})
         assert (await client.get(path)).content == before
+
+
+@pytest.mark.parametrize("status", [*POSTGRES_UP, Status.FAILED])
+@pytest.mark.parametrize("path", ["/lfc/prewarm", "/lfc/offload"])
+async def test_both_begin_wherever_postgres_runs(path: str, status: Status) -> None:
+    """T-09: a failed apply says nothing about the cache."""
+    async with open_world(status) as world, world.client() as client:
+        world.compute.postgres_running = True
+        assert (await client.post(path)).status_code == 202
 
 
 async def test_a_prewarm_is_accepted_at_once_and_tells_its_result_in_order() -> None:

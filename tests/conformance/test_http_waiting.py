@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from msgspec import structs
 
 from tests.component.http.raw import connect, request_text
 from tests.component.http.world import PATIENCE_SECONDS, World, open_world, stands
@@ -167,6 +168,14 @@ class TestProbes:
             codes = [(await client.get(path)).status_code for path in ("/livez", "/readyz", "/startupz")]
             assert codes == [live, ready, started]
 
+    async def test_a_failed_apply_changes_none_of_them(self) -> None:
+        """T-09: Postgres takes connections as before."""
+        async with open_world() as world, world.client(None) as client:
+            bring_through(world)
+            world.compute.apply(ev.ApplyFailed(error="a tenant's doing"))
+            codes = [(await client.get(path)).status_code for path in ("/livez", "/readyz", "/startupz")]
+            assert codes == [200, 200, 200]
+
 
 class TestEndIfIdle:
     async def test_an_idle_compute_is_ended_while_the_postmaster_stands_still(self) -> None:
@@ -220,9 +229,33 @@ class TestEndIfIdle:
             assert world.status is Status.RUNNING
             assert [sig for _, sig in world.host.child.signals][1:] in ([], [signal.SIGCONT])
 
+    async def test_a_look_that_never_ends_is_given_up_and_the_postmaster_goes_on(self) -> None:
+        """T-13: every wait has a limit, that of connecting and that of looking together."""
+        async with open_world() as world, world.client() as client:
+            world.life.compute.settings = structs.replace(
+                world.life.compute.settings, deadlines=structs.replace(world.host.settings.deadlines, idle_look=0.2)
+            )
+            world.host.watch.look_seconds = 0.15
+            response = await client.post("/terminate?if_idle=true")
+            assert response.status_code == 503
+            assert response.json()["error"].endswith("no answer within 0.2 s")
+            assert world.status is Status.RUNNING
+            assert [sig for _, sig in world.host.child.signals] == [signal.SIGSTOP, signal.SIGCONT]
+
     async def test_a_failed_start_cannot_be_known_to_be_idle(self) -> None:
         async with open_world(Status.FAILED) as world, world.client() as client:
             assert (await client.post("/terminate?if_idle=true")).status_code == 503
+
+    async def test_a_failed_apply_does_not_keep_an_idle_compute_from_ending(self) -> None:
+        """T-09: what counts is that Postgres runs and can be asked."""
+        async with open_world() as world, world.client() as client:
+            bring_through(world)
+            world.compute.apply(ev.ApplyFailed(error="a tenant's doing"))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.post, "/terminate?if_idle=true")
+                await stands(lambda: world.status is Status.TERMINATION_PENDING_FAST)
+                assert world.host.watch.looks
+                world.finish_termination(ev.Terminated())
 
     async def test_an_empty_compute_is_idle(self) -> None:
         async with open_world(Status.EMPTY) as world, world.client() as client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from trio_compute.plan.preview import Preview
 from trio_compute.plan.remote_extensions import Archive
 from trio_compute.ports import Host
 from trio_compute.postgres.communicator import PostgresMetrics
+from trio_compute.postgres.dump_places import DumpPlaces
 from trio_compute.postgres.extension_staging import Places
 from trio_compute.postgres.installation import Installation
 from trio_compute.postgres.postmaster import Postmaster
@@ -129,9 +130,10 @@ class FakeHost(Host):
         self.installation = Installation(
             "PostgreSQL 17.11", 17, Places(Path("/nowhere/extension"), Path("/nowhere/lib"))
         )
-        self.dump_slots = trio.Semaphore(4)
+        self.dump_places = DumpPlaces(self.dumps_that_wait)
+        self.dumps_at_locks: set[str] = set()
         self.dump_command = ["/bin/echo", "-- a dump"]
-        self.databases = {"postgres"}
+        self.databases = {"postgres": "UTF8"}
         self.control_files: list[str] = []
         self.archive_sizes: dict[str, int] = {}
         self.watch = FakeWatch()
@@ -228,13 +230,17 @@ class FakeHost(Host):
         await self._port(f"fetch {archive.extension}")
         return self.archive_sizes.get(archive.extension, 1000)
 
-    def schema_dump(self, database: str) -> SchemaDump:
+    def schema_dump(self, database: str, encoding: str) -> SchemaDump:
         self.calls.append(f"schema_dump {database}")
-        return SchemaDump(self.dump_command, {}, RunAs(), self.dump_slots)
+        limits = self.settings.deadlines
+        return SchemaDump(self.dump_command, {}, RunAs(), self.dump_places, limits, name=f"dump of {database}")
 
-    async def database_exists(self, database: str) -> bool:
-        await self._port("database_exists")
-        return database in self.databases
+    async def dumps_that_wait(self, names: Collection[str]) -> set[str]:
+        return self.dumps_at_locks & set(names)
+
+    async def database_encoding(self, database: str) -> str | None:
+        await self._port("database_encoding")
+        return self.databases.get(database)
 
     async def check_accepting(self) -> None:
         await self._port("check_accepting")

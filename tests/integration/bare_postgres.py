@@ -18,12 +18,12 @@ from psycopg import sql as composed
 
 from tests.fakes.specs import parsed
 from trio_compute.db.apply import apply_catalog
+from trio_compute.deadlines import Deadlines
 from trio_compute.embedded.free_ports import free_port
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.plan.catalog.operations import Plan
 from trio_compute.plan.catalog.wanted import Wanted, wanted_of
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.spans import Recorder
 
 PRIVILEGED = "neon_superuser"

@@ -21,7 +21,7 @@ from trio_compute.embedded.grpc_pageserver import GrpcPageserver
 from trio_compute.embedded.pageserver import Pageserver
 from trio_compute.embedded.snapshots import Snapshots
 from trio_compute.embedded.tokens import Issuer
-from trio_compute.embedded.wire import Session, WireError, serve_session
+from trio_compute.embedded.wire import serve_session, token_login
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
 
@@ -44,18 +44,12 @@ class Storage:
     def token(self, **claims: Any) -> str:
         return self.issuer.sign({"scope": "tenant", "tenant_id": TENANT, **claims})
 
-    def authenticate(self, _session: Session, password: str) -> None:
-        try:
-            self.issuer.claims(password)
-        except ValueError:
-            raise WireError("JWT authentication error", fatal=True) from None
-
     @asynccontextmanager
     async def open_libpq(self) -> AsyncIterator[str]:
         """Serve over libpq; yield the URL."""
 
         async def session(stream: trio.SocketStream) -> None:
-            await serve_session(stream, authenticate=self.authenticate, handle_query=self.libpq.handle)
+            await serve_session(stream, authenticate=token_login(self.issuer), handle_query=self.libpq.handle)
 
         async with open_tcp_server(session) as port:
             yield f"postgresql://no_user@127.0.0.1:{port}"

@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from tests.integration.bare_postgres import QUICK, BarePostgres, apply, fresh, wanted
+from trio_compute.deadlines import Deadlines
 from trio_compute.plan.catalog.failures import CatalogFailed, Failure
 from trio_compute.plan.catalog.wanted import Wanted
-from trio_compute.settings import Deadlines
 
 pytestmark = pytest.mark.postgres
 

@@ -21,11 +21,11 @@ from trio_compute.db.maintenance import maintenance_target, open_maintenance
 from trio_compute.db.migrations import run_migrations
 from trio_compute.db.target import Target
 from trio_compute.db.watch import LockWatch
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.plan.catalog.failures import CatalogFailed
 from trio_compute.plan.catalog.quoting import identifier, literal
-from trio_compute.settings import Deadlines
 
 pytestmark = pytest.mark.postgres
 

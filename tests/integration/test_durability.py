@@ -21,6 +21,7 @@ from tests.integration.compute import Rig
 from tests.integration.dev_process import alive, descendants, running_dev, start_and_kill
 from tests.integration.fleet import POLL_SECONDS, Fleet
 from trio_compute.embedded import binaries
+from trio_compute.embedded.own_wal import OwnWal
 from trio_compute.embedded.wal import SEGMENT_BYTES
 from trio_compute.embedded.world import base_settings
 from trio_compute.errors import HostError
@@ -93,7 +94,8 @@ def rows_at(connstr: str) -> set[int]:
 def test_no_acknowledged_row_is_lost_when_everything_is_killed_under_load(public_tmp: Path, major: int) -> None:
     """Kill −9 of the whole tree, at times of the recovery after it too.
 
-    Every second time the data directory is lost as well: the WAL alone must suffice.
+    Every second time the data directory is lost as well, with the WAL that Postgres wrote: what the safekeepers have
+    must suffice.
     """
     binaries.ensure(major)
     data, acknowledged, first = public_tmp / "world", set[int](), 0
@@ -111,7 +113,8 @@ def test_no_acknowledged_row_is_lost_when_everything_is_killed_under_load(public
             acknowledged |= load.acknowledged
             first = load.next
         if number % 2:
-            shutil.rmtree(data / "pgdata")
+            for lost in ("pgdata", "pgdata.wal"):
+                shutil.rmtree(data / lost)
         if number % 3 == 1:
             start_and_kill(data, after_seconds=random.random() * 2)
     with running_dev(data) as dev:
@@ -191,6 +194,7 @@ async def test_wal_that_cannot_be_replayed_is_an_error_with_postgres_words(fleet
     segment = fleet.world.timeline.wal.segment_at(newest)
     assert segment is not None
     fleet.world.timeline.wal.path(segment).write_bytes(bytes(SEGMENT_BYTES))
+    shutil.rmtree(OwnWal(fleet.world.pgdata).directory)
     with pytest.raises(HostError, match=r"(?s)cannot replay the WAL of the last run.*checkpoint record"):
         await trio.to_thread.run_sync(fleet.world.recover)
     assert fleet.world.snapshots.newest() == newest

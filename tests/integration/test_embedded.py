@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from trio_compute.embedded.endpoints import Addresses
-from trio_compute.embedded.pageserver import parse_basebackup
+from trio_compute.embedded.page_commands import BasebackupCommand, parse_command
 from trio_compute.embedded.services import open_services
 from trio_compute.embedded.wire import GSSENC_REQUEST, SSL_REQUEST, WireError
 from trio_compute.embedded.world import ENDPOINT_ID, World
@@ -38,23 +38,69 @@ async def addresses(world: World) -> AsyncIterator[Addresses]:
         (f"  BASEBACKUP {TENANT}   {TIMELINE} latest --replica --gzip ", None, (True, True)),
         (f"basebackup {TENANT} {TIMELINE} 0/16ABCDE --gzip --replica", Lsn.parse("0/16ABCDE"), (True, True)),
         (f"basebackup {TENANT} {TIMELINE}", None, (False, False)),
+        (f"fullbackup {TENANT} {TIMELINE} 0/16ABCDE 0/16ABCD0", Lsn.parse("0/16ABCDE"), (False, False)),
     ],
 )
 def test_the_basebackup_grammar_is_accepted(query: str, lsn: Lsn | None, flags: tuple[bool, bool]) -> None:
-    command = parse_basebackup(query)
+    command = parse_command(query)
+    assert isinstance(command, BasebackupCommand)
     assert (command.lsn, (command.gzip, command.replica)) == (lsn, flags)
 
 
-@pytest.mark.parametrize("tail", ["--gzip --gzip", "--zip", "--gzip 0/1", "nonsense", "0/1 0/2", "0/1 --gzip more"])
-def test_bad_basebackup_commands_are_errors(tail: str) -> None:
-    with pytest.raises(WireError):
-        parse_basebackup(f"basebackup {TENANT} {TIMELINE} {tail}")
+@pytest.mark.parametrize(
+    ("query", "text", "prepared"),
+    [
+        ("", "cannot parse query: ", None),
+        (" BEGIN ", "cannot parse query: BEGIN", None),
+        ("Select 1", "unsupported command Select in Select 1", None),
+        ("basebackup x", "invalid number of parameters for basebackup command: x", None),
+        (f"basebackup {TENANT} {TIMELINE} --gzip --gzip", "duplicate parameter for basebackup command: --gzip", None),
+        (f"basebackup {TENANT} {TIMELINE} 0/1 --zip", "invalid parameter for basebackup command: --zip", None),
+        (f"basebackup {TENANT} {TIMELINE} --gzip 0/1", "invalid parameter for basebackup command: 0/1", None),
+        (f"basebackup {TENANT} {TIMELINE} 0/1 0/2", "invalid parameter for basebackup command: 0/2", None),
+        (
+            f"basebackup {TENANT} {TIMELINE} nonsense",
+            "Failed to parse lsn from nonsense: LsnParseError",
+            "Failed to parse lsn from nonsense",
+        ),
+        (
+            f"basebackup abc {TIMELINE}",
+            "Failed to parse tenant id from abc: Odd number of digits",
+            "Failed to parse tenant id from abc",
+        ),
+        (
+            f"basebackup {TENANT} {TIMELINE[:-1]}g",
+            f"Failed to parse timeline id from {TIMELINE[:-1]}g: Invalid character 'g' at position 31",
+            f"Failed to parse timeline id from {TIMELINE[:-1]}g",
+        ),
+        (
+            "pagestream_v2 ab cd",
+            "Failed to parse tenant id from ab: Invalid string length",
+            "Failed to parse tenant id from ab",
+        ),
+        ("pagestream_v3 ab", "invalid number of parameters for pagestream command: ab", None),
+        ("lease", "cannot parse query: lease", None),
+        (f"lease page {TENANT} {TIMELINE} 0/1", "invalid lease command: lease", None),
+        (
+            f"lease lsn {TENANT} {TIMELINE}",
+            f"invalid number of parameters for lease lsn command: {TENANT} {TIMELINE}",
+            None,
+        ),
+        (
+            f"lease lsn {TENANT}- {TIMELINE} 0/1",
+            f"Failed to parse tenant id from {TENANT}-: Invalid string length",
+            f"Failed to parse tenant id from {TENANT}-",
+        ),
+    ],
+)
+def test_bad_commands_are_refused_in_the_words_of_a_pageserver(query: str, text: str, prepared: str | None) -> None:
+    """E-07: 17 commands; the extended protocol tells the outermost reason only."""
+    with pytest.raises(WireError) as refused:
+        parse_command(query)
+    assert (str(refused.value), refused.value.prepared) == (text, prepared or text)
 
 
-@pytest.mark.parametrize("query", ["BEGIN", "", "pagestream_v2 a b", "select 1"])
-async def test_other_queries_are_refused_and_the_session_goes_on(
-    query: str, world: World, addresses: Addresses
-) -> None:
+async def test_other_queries_are_refused_and_the_session_goes_on(world: World, addresses: Addresses) -> None:
     import psycopg
 
     from trio_compute.db.connection import open_connection
@@ -62,8 +108,8 @@ async def test_other_queries_are_refused_and_the_session_goes_on(
 
     target = Target.parse(addresses.pageserver).replace(password=world.storage_token())
     async with open_connection(target) as connection:
-        with pytest.raises(psycopg.Error, match="cannot parse query"):
-            await connection.execute(query or " ")
+        with pytest.raises(psycopg.Error, match="cannot parse query: BEGIN"):
+            await connection.execute("BEGIN")
         await connection.execute("set x = 1")
 
 
@@ -76,7 +122,7 @@ async def test_encryption_is_declined(code: int, addresses: Addresses) -> None:
         assert await stream.receive_some(1) == b"N"
 
 
-@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n\r\n", struct.pack("!II", 8, 1), b"\xff" * 100])
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n\r\n", struct.pack("!II", 8, 1), b"\xff" * 100, b"\0\0\0\4"])
 async def test_garbage_ends_the_connection(data: bytes, addresses: Addresses) -> None:
     host, port = addresses.safekeepers[0].split(":")
     stream = await trio.open_tcp_stream(host, int(port))

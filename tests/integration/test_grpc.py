@@ -17,12 +17,12 @@ import trio
 
 from tests.integration.compute import Rig
 from tests.integration.pageservers import SEGMENT_BYTES, SNAPSHOT_LSN, Leftovers, Storage, open_cutting_proxy
+from trio_compute.deadlines import Deadlines
 from trio_compute.embedded.grpc_pageserver import GrpcFaults, GrpcPageserver, open_grpc_pageserver
 from trio_compute.errors import ComputeError, StorageError
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN, Lsn
 from trio_compute.model.parsed import ParsedSpec
-from trio_compute.settings import Deadlines
 from trio_compute.storage import page_api
 from trio_compute.storage.pageserver import Received, fetch_basebackup
 from trio_compute.telemetry.spans import Recorder
@@ -324,7 +324,7 @@ from tests.fakes.specs import parsed
 from trio_compute.errors import StorageError
 from trio_compute.host.run_as import RunAs
 from trio_compute.plan.lease import lease_terms
-from trio_compute.settings import Deadlines
+from trio_compute.deadlines import Deadlines
 from trio_compute.storage.lsn_lease import request_lease
 from trio_compute.storage.pageserver import fetch_basebackup
 from trio_compute.telemetry.spans import Recorder

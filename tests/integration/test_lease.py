@@ -14,7 +14,8 @@ from tests.fakes.specs import TENANT, TIMELINE
 from tests.integration.pageservers import SNAPSHOT_LSN, Leftovers, Storage, open_tcp_server
 from tests.unit.builders import NOON, make_settings
 from trio_compute.embedded.grpc_pageserver import GrpcFaults, open_grpc_pageserver
-from trio_compute.embedded.pageserver import Faults, parse_lease
+from trio_compute.embedded.page_commands import parse_command
+from trio_compute.embedded.pageserver import Faults
 from trio_compute.embedded.wire import Session, WireError, serve_session
 from trio_compute.errors import SpecError, StorageError
 from trio_compute.lifecycle import events as ev
@@ -266,7 +267,7 @@ async def test_an_unusable_grpc_answer_is_transient(storage: Storage, urls: dict
 )
 def test_the_embedded_pageserver_refuses_bad_lease_commands(query: str) -> None:
     with pytest.raises(WireError):
-        parse_lease(query)
+        parse_command(query)
 
 
 async def test_the_embedded_pageserver_refuses_the_invalid_lsn_over_grpc(

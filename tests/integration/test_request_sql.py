@@ -23,6 +23,7 @@ from trio_compute.db.installed_extensions import collect_installed_extensions
 from trio_compute.db.listing import list_catalog
 from trio_compute.db.runtime_sql import RuntimeSql
 from trio_compute.db.writability import check_writability
+from trio_compute.deadlines import Deadlines
 from trio_compute.embedded import binaries
 from trio_compute.errors import Conflicting, NotFound, PostgresError, SqlFailed, TimedOut
 from trio_compute.plan.extension_statistics import InstalledExtension
@@ -74,45 +75,37 @@ def health_check(server: BarePostgres) -> Iterator[None]:
     server.sql("DROP TABLE IF EXISTS public.health_check")
 
 
-async def test_a_write_check_leaves_one_row_that_it_refreshes(server: BarePostgres, health_check: None) -> None:
-    row = "SELECT id, updated_at FROM public.health_check"
+async def test_a_write_check_commits_and_touches_no_table(server: BarePostgres) -> None:
+    """§3, T-04: it moves the WAL, and neither needs nor leaves any object."""
+    objects = "SELECT count(*)::int FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+    before, position = server.sql(objects), server.sql("SELECT pg_current_wal_flush_lsn()")[0][0]
     assert await check_writability(server.url(), QUICK)
-    [(first, before)] = server.sql(row)
-    assert await check_writability(server.url(), QUICK)
-    [(second, after)] = server.sql(row)
-    assert first == second == 1
-    assert after > before
+    assert server.sql(objects) == before
+    assert server.sql("SELECT pg_current_wal_flush_lsn() > %s::pg_lsn", position) == [(True,)]
 
 
-async def test_a_full_disk_is_no_failure_of_the_write_check(server: BarePostgres, health_check: None) -> None:
-    """R-09: SQLSTATE 53100 stays a success."""
-    server.sql(
-        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = '53100'; END$$;"
-        "CREATE TRIGGER no_room BEFORE INSERT ON public.health_check FOR EACH ROW EXECUTE FUNCTION no_room()"
-    )
+async def test_a_replica_cannot_be_written_to(server: BarePostgres) -> None:
+    """§3: an error that says why."""
+    replica = server.clone_standby()
     try:
-        assert await check_writability(server.url(), QUICK) is False
+        replica.start()
+        with pytest.raises(SqlFailed, match="this server is a replica") as raised:
+            await check_writability(replica.url(), QUICK)
+        assert raised.value.sqlstate == "25006"
     finally:
-        server.sql("DROP FUNCTION no_room() CASCADE")
+        replica.remove()
 
 
-async def test_a_missing_table_is_told_as_what_it_is(server: BarePostgres) -> None:
-    """R-09."""
-    server.sql("DROP TABLE IF EXISTS public.health_check")
-    with pytest.raises(SqlFailed, match="the catalog of this branch was never applied"):
-        await check_writability(server.url(), QUICK)
-
-
-async def test_a_write_check_that_waits_for_a_lock_is_given_up(server: BarePostgres, health_check: None) -> None:
-    """R-09, A-15."""
-    limits = structs.replace(QUICK, request_total=0.3)
-    with server.connect() as blocker:
-        blocker.execute("BEGIN; LOCK TABLE public.health_check")
-        with trio.fail_after(5), pytest.raises(TimedOut, match=r"^timed out$"):
-            await check_writability(server.url(), limits)
-        blocker.execute("ROLLBACK")
-    assert await check_writability(server.url(), limits)
+async def test_a_write_check_whose_commit_nobody_acknowledges_is_given_up(server: BarePostgres) -> None:
+    """A-15: the limit of a request, here lowered, ends it."""
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody_at_all'")
+    server.sql("SELECT pg_reload_conf()")
+    try:
+        with pytest.raises(TimedOut):
+            await check_writability(server.url(), Deadlines(request_total=1))
+    finally:
+        server.sql("ALTER SYSTEM RESET synchronous_standby_names")
+        server.sql("SELECT pg_reload_conf()")
 
 
 async def test_a_frozen_server_is_given_up_in_the_time_for_connecting(server: BarePostgres) -> None:
@@ -402,7 +395,9 @@ async def test_one_database_that_cannot_be_looked_at_does_not_spoil_the_others(
 ) -> None:
     """R-12."""
     server.do("ALTER DATABASE {} WITH CONNECTION LIMIT 0", database)
-    server.do("ALTER DATABASE {} SET session_preload_libraries = 'no_such_library'", database)
+    # A file of the database is gone, so that no session can begin in it.
+    ((oid,),) = server.sql("SELECT oid::text FROM pg_database WHERE datname = %s", database)
+    (server.data / "base" / oid / "PG_VERSION").unlink()
     statistics = await collect_installed_extensions(server.url(), QUICK)
     assert statistics.failures == 1
     assert any(key.extname == "plpgsql" for key in statistics.databases_with)

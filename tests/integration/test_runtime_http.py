@@ -154,14 +154,13 @@ async def test_a_request_that_hangs_does_not_hold_up_the_end(rig: Rig, sql: Any)
     async with rig.compute() as child:
         await child.reach("running")
         runtime = Runtime(rig, child, sql)
-        await runtime.sql("CREATE TABLE public.health_check (id int4 PRIMARY KEY, updated_at timestamptz)")
         answers: list[httpx.Response] = []
         async with trio.open_nursery() as nursery:
 
             async def check() -> None:
                 answers.append(await runtime.ask("POST", "/check_writability"))
 
-            lock = "BEGIN; LOCK TABLE public.health_check; SELECT pg_sleep(60)"
+            lock = "BEGIN; LOCK TABLE pg_catalog.pg_event_trigger; SELECT pg_sleep(60)"
             nursery.start_soon(partial(_sleep_through, runtime, lock))
             await runtime.until(partial(_is_locked, runtime))
             nursery.start_soon(check)
@@ -178,7 +177,7 @@ async def _sleep_through(runtime: Runtime, statement: str) -> None:
 
 
 async def _is_locked(runtime: Runtime) -> bool:
-    query = "SELECT 1 FROM pg_locks WHERE relation = 'public.health_check'::regclass AND mode LIKE 'AccessExclusive%'"
+    query = "SELECT 1 FROM pg_locks WHERE relation = 'pg_event_trigger'::regclass AND mode LIKE 'AccessExclusive%'"
     return bool(await runtime.sql(query))
 
 

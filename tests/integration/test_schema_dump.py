@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from tests.component.http.world import open_world, stands
 from tests.fakes import specs
 from tests.fakes.host import FakeHost
 from tests.integration.bare_postgres import BarePostgres, fresh
+from trio_compute.deadlines import Deadlines
 from trio_compute.embedded.free_ports import free_port
 from trio_compute.host.run_as import RunAs
 from trio_compute.postgres.tools import PostgresTools
@@ -35,22 +37,28 @@ class Tools(FakeHost):
     """Use the programs of a server tree on a server."""
 
     schema_dump = PostgresTools.schema_dump
-    database_exists = PostgresTools.database_exists
+    database_encoding = PostgresTools.database_encoding
+    dumps_that_wait = PostgresTools.dumps_that_wait
     check_accepting = PostgresTools.check_accepting
 
-    def __init__(self, server: BarePostgres, url: str | None = None) -> None:
-        super().__init__(specs.settings(connstr=url or server.url()), specs.config())
+    def __init__(self, server: BarePostgres, url: str | None, deadlines: Deadlines) -> None:
+        super().__init__(specs.settings(connstr=url or server.url(), deadlines=deadlines), specs.config())
         self.pgbin = server._bin / "postgres"
         self.run_as = RunAs()
-        self._dump_slots = trio.Semaphore(4)
+        self._dump_places = None
+        self._dump_numbers = count(1)
 
     def _environ(self, parsed: object) -> dict[str, str]:
         return dict(os.environ)
 
 
 @asynccontextmanager
-async def asked(server: BarePostgres, url: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    async with open_world(host=Tools(server, url)) as world, world.client() as client:
+async def asked(
+    server: BarePostgres,
+    url: str | None = None,
+    deadlines: Deadlines = Deadlines(),  # noqa: B008
+) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_world(host=Tools(server, url, deadlines)) as world, world.client() as client:
         yield client
 
 
@@ -157,6 +165,64 @@ async def test_a_dump_that_is_killed_in_the_middle_is_not_ended_cleanly(server: 
             with pytest.raises(httpx.RemoteProtocolError):
                 async for _ in response.aiter_bytes():
                     pass
+
+
+async def test_a_lock_that_somebody_holds_is_504_with_the_reason(server: BarePostgres) -> None:
+    """T-13: the dump waited for a table without limit."""
+    name = fresh("locked")
+    server.do("CREATE DATABASE {}", name)
+    server.sql("CREATE TABLE t (x int)", database=name)
+    with server.connect(name) as blocker:
+        blocker.execute("BEGIN; LOCK TABLE t")
+        async with asked(server, deadlines=Deadlines(dump_lock=0.5)) as client:
+            with trio.fail_after(10):
+                response = await dump(client, name)
+    reason = "timed out: somebody holds a lock that the dump needs, for more than 0.5 s"
+    assert (response.status_code, response.json()) == (504, {"error": reason})
+    assert dumps_of(name) == []
+
+
+async def test_many_dumps_that_wait_for_locks_hold_up_no_other(server: BarePostgres) -> None:
+    """T-13: four of them blocked all dumps; the others are at their locks still when it is done."""
+    name, other = fresh("locked"), fresh("free")
+    server.do("CREATE DATABASE {}", name)
+    server.do("CREATE DATABASE {}", other)
+    server.sql("CREATE TABLE t (x int)", database=name)
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+    with server.connect(name) as blocker:
+        blocker.execute("BEGIN; LOCK TABLE t")
+        async with asked(server, deadlines=Deadlines(dump_lock=60)) as client, trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(dump, client, name)
+            await stands(lambda: server.sql(waits, name)[0][0] >= 4)
+            with trio.fail_after(5):
+                assert (await dump(client, other)).status_code == 200
+            assert server.sql(waits, name)[0][0] >= 4
+            nursery.cancel_scope.cancel()
+    server.do("DROP DATABASE {} WITH (FORCE)", name)
+    server.do("DROP DATABASE {}", other)
+
+
+async def test_a_postgres_that_does_not_accept_is_504_and_blocks_nobody_afterwards(server: BarePostgres) -> None:
+    """T-13: the postmaster stands still; four dumps that wait for it do not keep a later one from working."""
+    postmaster = int((server.data / "postmaster.pid").read_text().splitlines()[0])
+    async with asked(server, deadlines=Deadlines(dump_connect=2.0, request_connect=2.0)) as client:
+        server.kill(postmaster, signal.SIGSTOP)
+        codes: list[int] = []
+
+        async def ask() -> None:
+            codes.append((await dump(client, "postgres")).status_code)
+
+        try:
+            with trio.fail_after(15):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(5):
+                        nursery.start_soon(ask)
+        finally:
+            server.kill(postmaster, signal.SIGCONT)
+        assert codes == [504] * 5
+        with trio.fail_after(5):
+            assert (await dump(client, "postgres")).status_code == 200
 
 
 async def test_a_password_of_the_url_is_used(server: BarePostgres) -> None:

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.fakes.specs import TENANT, TIMELINE, parsed
+from trio_compute.deadlines import Deadlines
 from trio_compute.embedded.endpoints import Addresses
 from trio_compute.embedded.pageserver import Faults
 from trio_compute.embedded.services import open_services
@@ -19,7 +20,6 @@ from trio_compute.errors import ComputeError, StorageError
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN, Lsn
 from trio_compute.model.parsed import ParsedSpec
-from trio_compute.settings import Deadlines
 from trio_compute.storage.pageserver import Received, basebackup_command, fetch_basebackup
 from trio_compute.storage.safekeepers import check_safekeepers_synced
 from trio_compute.telemetry.spans import Recorder

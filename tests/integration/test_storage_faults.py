@@ -20,6 +20,7 @@ from tests.fakes.specs import parsed
 from tests.integration.compute import Rig
 from tests.integration.pageservers import SNAPSHOT_LSN, Leftovers, open_tcp_server
 from tests.integration.test_control_plane import ATTACHED, EXHAUSTED, Script, serving
+from trio_compute.deadlines import Deadlines
 from trio_compute.embedded.wire import Session, WireError, message, serve_session
 from trio_compute.errors import RemoteError, StorageError
 from trio_compute.host.run_as import RunAs
@@ -27,7 +28,6 @@ from trio_compute.lifecycle.status import Status
 from trio_compute.model.ids import INVALID_LSN, Lsn
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.plan.lease import lease_terms
-from trio_compute.settings import Deadlines
 from trio_compute.storage import control_plane
 from trio_compute.storage.control_plane import fetch_config
 from trio_compute.storage.lsn_lease import request_lease
@@ -88,9 +88,9 @@ def status(flush: str | None, commit: str | None) -> Handle:
 AGREEING = status(LSN_TEXT, LSN_TEXT)
 
 
-def failing(text: str, *, fatal: bool = False) -> Handle:
+def failing(text: str, *, closes: bool = False) -> Handle:
     async def handle(_session: Session, _query: str) -> None:
-        raise WireError(text, fatal=fatal)
+        raise WireError(text, closes=closes)
 
     return handle
 
@@ -265,7 +265,7 @@ async def test_a_huge_error_of_a_safekeeper_is_short_in_the_log_and_shows_no_tok
 
 async def test_a_huge_error_at_login_is_an_error(public_tmp: Path) -> None:
     def refuse(_session: Session, _password: str) -> None:
-        raise WireError(TOKEN + "x" * HUGE, fatal=True)
+        raise WireError(TOKEN + "x" * HUGE, closes=True)
 
     async def session(stream: trio.SocketStream) -> None:
         await serve_session(stream, authenticate=refuse, handle_query=hang)

@@ -9,13 +9,13 @@ from msgspec import structs
 
 from tests.fakes.specs import parsed
 from trio_compute.db.maintenance import maintenance_target
+from trio_compute.deadlines import Deadlines
 from trio_compute.model import catalog_rules
 from trio_compute.plan.catalog.operations import Operation, Plan
 from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.snapshot import DatabaseFacts, RoleFacts, Snapshot, fresh_snapshot
 from trio_compute.plan.catalog.wanted import Wanted, wanted_of
 from trio_compute.plan.migrations import MIGRATIONS, preparation
-from trio_compute.settings import Deadlines
 
 P = "neon_superuser"
 MD5 = "0f" * 16
@@ -124,7 +124,7 @@ def test_the_superuser_has_its_name_from_one_place(monkeypatch: pytest.MonkeyPat
 
 def test_system_roles_are_passed_over() -> None:
     """K-17."""
-    listed = [role(name, MD5) for name in ("cloud_admin", "zenith_admin", P, "pg_x")]
+    listed = [role(name, MD5) for name in ("cloud_admin", "zenith_admin", P)]
     assert plan_catalog(of(listed), settled())[0].is_empty
 
 

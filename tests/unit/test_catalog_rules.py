@@ -126,10 +126,75 @@ def test_a_spec_that_cannot_be_applied_is_refused_before_anything_is_done(
     assert "hush" not in str(raised.value)
 
 
+RESERVED = ["public", "none", "pg_monitor", "pg_anything", "pg_"]
+
+
+def reserving(name: str) -> dict[str, dict[str, Any]]:
+    """Return specs that name a role in every place where one can, by the path of that place."""
+    jwks = {"id": "i", "role_names": ["web", name], "jwks_url": "u", "provider_name": "p"}
+    cluster = {"roles": [], "databases": []}
+    option = "$.cluster.roles[0].options[0].value"
+    return {
+        "$.cluster.roles[0].name": {"cluster": {**cluster, "roles": [role(name)]}},
+        "$.cluster.databases[0].owner": {"cluster": {**cluster, "databases": [{"name": "d", "owner": name}]}},
+        "$.local_proxy_config.jwks[0].role_names[1]": {"local_proxy_config": {"jwks": [jwks]}},
+        "$.delta_operations[0].name": {"delta_operations": [{"action": "delete_role", "name": name}]},
+        "$.delta_operations[0].new_name": {
+            "delta_operations": [{"action": "rename_role", "name": "a", "new_name": name}]
+        },
+        f"{option}, ROLE": {"cluster": {**cluster, "roles": [role("r", None, ("role", name, "string"))]}},
+        f"{option}, ADMIN": {"cluster": {**cluster, "roles": [role("r", None, ("ADMIN", name, "string"))]}},
+    }
+
+
+@pytest.mark.parametrize("name", RESERVED)
+@pytest.mark.parametrize("place", reserving(""))
+def test_a_role_name_that_postgres_reserves_is_refused_wherever_it_stands(place: str, name: str) -> None:
+    """T-16: `public` and `none` passed and failed in the middle of the apply."""
+    with pytest.raises(SpecError) as raised:
+        parsed(**reserving(name)[place])
+    path = place.partition(",")[0]
+    assert name in str(raised.value)
+    if not (path.startswith("$.delta") and name.startswith("pg_")):  # those had a text before
+        assert raised.value.path == path
+        assert "is reserved by Postgres (hint: choose a name that is neither public nor none" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["PUBLIC", "None", "pg", "PG_x", "current_user", "user", "default", "all", "public_"])
+@pytest.mark.parametrize("place", reserving(""))
+def test_other_names_are_names_like_all(place: str, name: str) -> None:
+    """T-16: Postgres 14 to 18 take each of them in quotes."""
+    parsed(**reserving(name)[place])
+
+
+@pytest.mark.parametrize("name", ["public", "none", "pg_database_owner"])
+def test_nobody_is_made_a_member_of_what_has_no_members(name: str) -> None:
+    """T-16: Postgres refuses these three, and no other predefined role."""
+    with pytest.raises(SpecError, match="option IN ROLE: role name"):
+        parsed(cluster={"roles": [role("r", None, ("IN ROLE", name, "string"))], "databases": []})
+    parsed(cluster={"roles": [role("r", None, ("IN ROLE", "pg_monitor", "string"))], "databases": []})
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("CONNECTION LIMIT", "-2", "integer"), "not between -1 and 2147483647"),
+        (("connection limit", "2147483648", "integer"), "not between -1 and 2147483647"),
+        (("IN ROLE", "r", "string"), "a member of itself"),
+        (("ADMIN", "r", "string"), "a member of itself"),
+    ],
+)
+def test_options_that_postgres_always_refuses_are_refused_before_it(option: Any, message: str) -> None:
+    """C-16."""
+    with pytest.raises(SpecError, match=message) as raised:
+        parsed(cluster={"roles": [role("r", None, option)], "databases": []})
+    assert raised.value.path.startswith("$.cluster.roles[0].options[0]")
+
+
 def test_what_is_passed_over_is_told() -> None:
     """K-02, K-15, K-17, K-37."""
     cluster = {
-        "roles": [role("twice"), role("twice"), role("cloud_admin"), role("pg_monitor")],
+        "roles": [role("twice"), role("twice"), role("cloud_admin"), role("zenith_admin")],
         "databases": [{"name": "kept", "owner": "o"}] * 2 + [{"name": "template1", "owner": "o"}],
     }
     delta = [{"action": "delete_db", "name": "kept"}, {"action": "explode", "name": "x"}]
@@ -138,7 +203,7 @@ def test_what_is_passed_over_is_told() -> None:
         "role 'twice' is listed more than once; the first one counts",
         "database 'kept' is listed more than once; the first one counts",
         "role 'cloud_admin' belongs to the system and stays as it is",
-        "role 'pg_monitor' belongs to the system and stays as it is",
+        "role 'zenith_admin' belongs to the system and stays as it is",
         "database 'template1' is a template of Postgres and stays as it is",
         "database 'kept' is to be deleted and listed as wanted; it stays",
         "unknown delta operation 'explode' is ignored",

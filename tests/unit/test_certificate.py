@@ -11,13 +11,13 @@ import trio
 
 from tests.fakes.certificates import KINDS, Files, certificate_text, key_text, make_key
 from tests.unit.builders import wire_spec
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import HostError, cause_chain
 from trio_compute.host.run_as import RunAs
 from trio_compute.plan.tls import tls_in_use
 from trio_compute.postgres import certificate
 from trio_compute.postgres.certificate import install_key_pair, read_key_pair
 from trio_compute.services.certificate import watch_certificate
-from trio_compute.settings import Deadlines
 
 ME = RunAs()
 BRIEF = Deadlines(certificate=0.2, certificate_renewal=0.2)

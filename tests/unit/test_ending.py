@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
+from trio_compute.deadlines import Deadlines
 from trio_compute.lifecycle.ending import Ending, Exit, Urgency, asked_for, exit_code, linger_seconds, needs_final_sync
-from trio_compute.settings import Deadlines
 
 E = Ending
 ORDERLY, SEVEN, KILLED = Exit(0), Exit(7), Exit(-9)

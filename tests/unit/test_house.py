@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 # A room may import from its own floor and those below: model ← lifecycle, plan ← adapters ← services ← http, run.
 FLOORS = (
-    {"errors", "settings", "trace_settings", "model", "telemetry"},
+    {"deadlines", "errors", "settings", "trace_settings", "model", "telemetry"},
     {"lifecycle", "plan"},
     {"db", "postgres", "storage", "host", "vm_monitor"},
     {"ports"},
@@ -30,11 +30,12 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What the floors alone would allow.
 NARROWER = {
     "errors": set[str](),
-    "settings": {"errors", "trace_settings"},
+    "deadlines": set[str](),
+    "settings": {"deadlines", "errors", "trace_settings"},
     "trace_settings": set[str](),
     "model": {"errors", "model"},
     "telemetry": {"errors", "model", "telemetry"},
-    "plan": {"errors", "model", "plan", "settings"},
+    "plan": {"deadlines", "errors", "model", "plan", "settings"},
     "lifecycle": {"errors", "settings", "model", "telemetry", "lifecycle"},
     # Who uses it needs no server.
     "client": {"errors", "model", "plan", "telemetry", "client"},
@@ -42,6 +43,10 @@ NARROWER = {
 
 
 HIDES_VARIABLES_FROM_LIBPQ = {"db/connection.py"}  # it reads none of them
+# One door to Postgres, behind which a session is a fortress (contract 11 T-01 … T-07); the others speak to the storage.
+OPEN_SESSIONS = {
+    "db/connection.py", "db/maintenance.py", "storage/safekeepers.py", "storage/pageserver.py", "storage/lsn_lease.py",
+}  # fmt: skip
 # Design §8 names the first two; the third runs a postmaster, whose nursery raises groups, outside of both.
 TAKE_GROUPS_APART = {"run.py", "services/supervise.py", "postgres/warm_up.py"}
 
@@ -92,6 +97,15 @@ def test_decisions_are_made_without_trio(path: Path) -> None:
     if place(path) not in {"lifecycle/cell.py", "lifecycle/compute.py"}:
         assert "trio" not in imported
     assert not imported & {"socket", "subprocess", "os", "threading", "asyncio", "time"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_there_is_one_door_to_postgres(path: Path) -> None:
+    """T-01: whoever needs SQL opens a maintenance session."""
+    names = {node.attr for node in ast.walk(TREES[path]) if isinstance(node, ast.Attribute)}
+    names |= {node.id for node in ast.walk(TREES[path]) if isinstance(node, ast.Name)}
+    if room_of(path) != "embedded" and place(path) not in OPEN_SESSIONS:
+        assert not names & {"open_connection", "TrioConnection", "connect_start"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=place)

@@ -10,13 +10,13 @@ from msgspec import structs
 
 from tests.fakes.certificates import Files, key_text, make_key
 from tests.unit.builders import cluster, make_settings, parsed_spec, setting, wire_spec
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import HostError, SpecError
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.spec import TlsConfig
 from trio_compute.plan.conf_syntax import effective_settings
 from trio_compute.plan.subscriptions import SUBSCRIBERS_ENABLED
 from trio_compute.ports import Host
-from trio_compute.settings import Deadlines
 
 WITH_TLS = {"features": ["tls_experimental"]}
 SWITCH = "neon.disable_logical_replication_subscribers"

@@ -160,7 +160,7 @@ def test_nothing_of_a_spec_that_is_secret_survives_a_scan_of_everything_about_it
     roles = [
         {"name": "scram", "encrypted_password": SECRETS["scram"]},
         {"name": "md5", "encrypted_password": SECRETS["md5"]},
-        {"name": "none", "encrypted_password": None},
+        {"name": "without", "encrypted_password": None},
     ]
     parsed = parsed_spec(
         storage_auth_token=SECRETS["storage_auth_token"],

@@ -15,8 +15,9 @@ from psycopg import pq
 
 from tests.unit.builders import make_settings
 from trio_compute.cli import run_compute, run_subcommand
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import UsageError
-from trio_compute.settings import LIBPQ_VARIABLES, Deadlines, Settings, child_environ, settings_from
+from trio_compute.settings import LIBPQ_VARIABLES, Settings, child_environ, settings_from
 
 REQUIRED = ["-D", "/data", "-C", "postgresql://admin@127.0.0.1:5432/postgres", "-i", "ep-1"]
 CONFIG = ["-c", "/config.json"]

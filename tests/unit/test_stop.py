@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from trio_compute.deadlines import Deadlines
 from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.ending import Exit, Urgency
 from trio_compute.postgres.stop import Stage, stop_child, stop_stages
-from trio_compute.settings import Deadlines
 
 INT, QUIT, KILL = signal.SIGINT, signal.SIGQUIT, signal.SIGKILL
 FOREVER = float("inf")

@@ -397,6 +397,10 @@ def test_a_repeated_key_is_a_warning_but_all_its_values_count_as_input() -> None
         ({"offload_lfc_interval_seconds": 60}, "$.offload_lfc_interval_seconds"),
         ({"cluster": cluster(setting("a", "1"), setting("a", "2"))}, "$.cluster.settings[1].name"),
         ({"cluster": cluster(roles=[{"name": "r"}, {"name": "r"}])}, "$.cluster.roles[1].name"),
+        (
+            {"cluster": cluster(roles=[{"name": "r", "encrypted_password": "0f" * 16}])},
+            "$.cluster.roles[0].encrypted_password",
+        ),
     ],
     ids=str,
 )
@@ -406,6 +410,16 @@ def test_a_contradiction_is_a_warning(changes: dict[str, Any], path: str) -> Non
     assert path in warnings_of(value)
     spec = decode(json.dumps(value).encode(), ComputeSpec)
     assert [path_text(problem.path) for problem in contradictions(spec)] == [path]
+
+
+def test_why_an_md5_hash_is_doubtful_is_told_without_it() -> None:
+    """T-20: whoever reads the hash can log in with it; a SCRAM verifier is no such thing."""
+    scram = f"SCRAM-SHA-256$4096:c2FsdA==${'A' * 43}=:{'B' * 43}="
+    roles = [{"name": "old", "encrypted_password": "0F" * 16}, {"name": "new", "encrypted_password": scram}]
+    warnings = warnings_of(document(cluster=cluster(roles=roles)))
+    assert list(warnings) == ["$.cluster.roles[0].encrypted_password"]
+    assert "pg_read_all_data" in str(warnings)
+    assert "0f0f" not in str(warnings).lower()
 
 
 def test_tls_without_its_feature_is_a_warning() -> None:

@@ -14,6 +14,7 @@ from trio_compute.commands.inspection import inspect_configuration
 from trio_compute.commands.preview_text import preview_text
 from trio_compute.db.preview import Outlook, look_ahead
 from trio_compute.db.target import Target
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import ComputeError, HostError, SpecError, cause_chain
 from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.model.parsed import ParsedSpec, parse_spec
@@ -27,7 +28,7 @@ from trio_compute.plan.conf_syntax import effective_settings, split_libraries
 from trio_compute.plan.postgres_conf import ConfContext, render_postgresql_conf
 from trio_compute.plan.preview import Preview, preview_of
 from trio_compute.plan.tls import tls_in_use
-from trio_compute.settings import DEFAULT_INTERNAL_PORT, Deadlines
+from trio_compute.settings import DEFAULT_INTERNAL_PORT
 from trio_compute.storage.control_plane import located_configuration
 from trio_compute.telemetry.redaction import learn_spec, redact
 

@@ -12,9 +12,9 @@ import trio
 from msgspec import structs
 
 from trio_compute.db.maintenance import Connection, failure_text, maintenance_target, open_maintenance
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.plan.activity import Exclusions, Observation, Statistics
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 PURPOSE = "compute_monitor"

@@ -11,7 +11,7 @@ import trio
 from msgspec import structs
 from psycopg.pq import DiagnosticField
 
-from trio_compute.db.carried_text import escaped
+from trio_compute.db.carried_text import escaped, is_text
 from trio_compute.db.catalog_snapshot import read_snapshot
 from trio_compute.db.maintenance import (
     Connection,
@@ -23,13 +23,14 @@ from trio_compute.db.maintenance import (
 )
 from trio_compute.db.occupants import Eviction, occupants
 from trio_compute.db.target import Target
+from trio_compute.db.turns import changing
 from trio_compute.db.watch import LockWatch
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.plan.catalog.failures import CatalogFailed, Failure
 from trio_compute.plan.catalog.operations import DatabaseWork, Operation, Phase, Plan, Subject
 from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.wanted import Wanted
-from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.metrics import CONFIGURE_STATEMENT_TIMEOUTS, metrics
@@ -64,7 +65,7 @@ async def apply_catalog(connstr: str, wanted: Wanted, *, workers: int, deadlines
     target = maintenance_target(connstr, PURPOSE, deadlines)
     try:
         with trio.fail_after(deadlines.catalog_total):
-            async with open_maintenance(target, deadlines) as connection:
+            async with changing(target), open_maintenance(target, deadlines) as connection:
                 first = plan = await _plan(connection, wanted)
                 for _ in range(MOST_PLANS - 1):
                     failures = await _Execution(connection, target, workers, deadlines, spans).carry_out(plan)
@@ -82,7 +83,11 @@ async def apply_catalog(connstr: str, wanted: Wanted, *, workers: int, deadlines
 
 
 async def _plan(connection: Connection, wanted: Wanted) -> Plan:
-    plan, _ = plan_catalog(wanted, await read_snapshot(connection, wanted))
+    snapshot = await read_snapshot(connection, wanted)
+    odd = [escaped(name) for name in (*snapshot.roles, *snapshot.databases) if not is_text(name)]
+    if odd:
+        log.warning("catalog", about=f"no spec can name these roles and databases, whose names are no text: {odd}")
+    plan, _ = plan_catalog(wanted, snapshot)
     for warning in plan.warnings:
         log.warning("catalog", about=escaped(warning))
     return plan

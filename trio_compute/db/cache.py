@@ -9,11 +9,11 @@ import psycopg
 from msgspec import structs
 
 from trio_compute.db.maintenance import Connection, failure_text, maintenance_target, open_maintenance
+from trio_compute.db.own_objects import require_own_schema
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.model.lfc import PrewarmInfo
-from trio_compute.settings import Deadlines
 
-# Schema neon and all in it are the superuser's, or the plan of the catalog would have moved it away.
 _LOAD = "SELECT neon.prewarm_local_cache(%b)"
 _INFO = "SELECT total_pages, prewarmed_pages, skipped_pages, active_workers FROM neon.get_prewarm_info()"
 _STATE = "SELECT neon.get_local_cache_state()"
@@ -72,4 +72,8 @@ async def open_cache_session(connstr: str, deadlines: Deadlines, purpose: str) -
     """Open a session whose statements may take as long as they need; raise PostgresError."""
     unlimited = structs.replace(deadlines, catalog_statement=0.0)
     async with open_maintenance(maintenance_target(connstr, purpose, unlimited), deadlines) as connection:
+        try:
+            await require_own_schema(connection, "neon")
+        except psycopg.Error as error:
+            raise PostgresError(failure_text(error)) from None
         yield CacheSession(connection)

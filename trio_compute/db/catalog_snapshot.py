@@ -6,8 +6,8 @@ been put there by anybody but a superuser (contract 11 T-02, T-04).
 
 from __future__ import annotations
 
-from trio_compute.db.former_tables import REAL_OWNER, FormerTable, former_tables, read_unless_locked
 from trio_compute.db.maintenance import Connection
+from trio_compute.db.own_objects import SCHEMAS, FormerTable, former_tables, read_unless_locked
 from trio_compute.plan.catalog import notes
 from trio_compute.plan.catalog.extensions import MARKER_TABLE
 from trio_compute.plan.catalog.lakebase import GRANTS, MONITOR
@@ -29,22 +29,6 @@ _NOTES = """\
 SELECT s.setdatabase::int8, s.setconfig FROM pg_catalog.pg_db_role_setting s
 JOIN pg_catalog.pg_authid a ON a.oid OPERATOR(pg_catalog.=) s.setrole
 WHERE a.rolname OPERATOR(pg_catalog.=) CURRENT_USER"""
-_SCHEMAS = f"""\
-SELECT n.nspname::pg_catalog.text, o.rolname::pg_catalog.text,
-       {REAL_OWNER}
-       AND (n.nspname OPERATOR(pg_catalog.=) 'public' OR NOT EXISTS (
-            SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) p.proowner
-            WHERE p.pronamespace OPERATOR(pg_catalog.=) n.oid AND NOT r.rolsuper
-            UNION ALL
-            SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) c.relowner
-            WHERE c.relnamespace OPERATOR(pg_catalog.=) n.oid AND NOT r.rolsuper)),
-       ARRAY(SELECT coalesce(g.rolname::pg_catalog.text, 'public')
-             FROM pg_catalog.aclexplode(n.nspacl) AS entry
-             LEFT JOIN pg_catalog.pg_authid g ON g.oid OPERATOR(pg_catalog.=) entry.grantee
-             WHERE entry.privilege_type OPERATOR(pg_catalog.=) 'CREATE'
-               AND entry.grantee OPERATOR(pg_catalog.<>) n.nspowner AND NOT coalesce(g.rolsuper, false))
-FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_authid o ON o.oid OPERATOR(pg_catalog.=) n.nspowner
-WHERE n.nspname OPERATOR(pg_catalog.=) 'public' OR pg_catalog.starts_with(n.nspname::pg_catalog.text, 'neon')"""
 _ROLES = """\
 SELECT a.rolname::pg_catalog.text, a.rolpassword,
        pg_catalog.array_remove(ARRAY[CASE WHEN a.rolcreatedb THEN 'CREATEDB' END,
@@ -102,8 +86,9 @@ FROM (SELECT r.rolname AS role, coalesce(d.datname, pg_catalog.current_database(
 GROUP BY 1"""
 _EXTENSIONS = """\
 SELECT e.extname::pg_catalog.text, n.nspname::pg_catalog.text, e.extrelocatable,
-       e.extversion OPERATOR(pg_catalog.=) coalesce(a.default_version, e.extversion)
+       e.extversion OPERATOR(pg_catalog.=) coalesce(a.default_version, e.extversion), o.rolsuper
 FROM pg_catalog.pg_extension e
+JOIN pg_catalog.pg_authid o ON o.oid OPERATOR(pg_catalog.=) e.extowner
 JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
 LEFT JOIN pg_catalog.pg_available_extensions() a ON a.name OPERATOR(pg_catalog.=) e.extname"""
 _AVAILABLE = "SELECT name::pg_catalog.text FROM pg_catalog.pg_available_extensions()"
@@ -140,7 +125,7 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
         available_extensions=frozenset(name for (name,) in await connection.rows(_AVAILABLE)),
         schemas={
             name: SchemaFacts(owner, is_ours, tuple(open_to))
-            for name, owner, is_ours, open_to in await connection.rows(_SCHEMAS)
+            for name, owner, is_ours, open_to in await connection.rows(SCHEMAS)
         },
         libraries=split_libraries(libraries),
         former_tables={table.name: table.oid if table.is_ours else 0 for table in tables},

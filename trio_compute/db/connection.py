@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import psycopg
 import trio
 from psycopg import AsyncTransaction, generators, pq
-from psycopg.conninfo import make_conninfo
 from psycopg.errors import CancellationTimeout, _WaitTimeout
 from psycopg.rows import Row, TupleRow
 from psycopg.waiting import Ready, Wait
@@ -146,13 +145,19 @@ async def _addresses(host: str) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
+def _conninfo(parameters: dict[str, str]) -> bytes:
+    """Return libpq's connection string; psycopg's own function wants text, and names of databases need not be that."""
+    quoted = (value.replace("\\", "\\\\").replace("'", "\\'") for value in parameters.values())
+    pairs = (f"{name}='{value}'" for name, value in zip(parameters, quoted, strict=True))
+    return " ".join(pairs).encode(errors="surrogateescape")
+
+
 async def _establish(target: Target) -> PGconn:
     """Open a libpq connection; finish it on any failure, a cancellation included."""
     addresses = await _addresses(target.host)
     hosts = {"host": ",".join([target.host] * len(addresses)), "hostaddr": ",".join(addresses)} if addresses else {}
-    conninfo = make_conninfo("", **(target.conninfo() | hosts))
     with _environment_hidden():
-        pgconn = pq.PGconn.connect_start(conninfo.encode(errors="surrogateescape"))
+        pgconn = pq.PGconn.connect_start(_conninfo(target.conninfo() | hosts))
     try:
         status = pq.PollingStatus.WRITING
         while pgconn.status != pq.ConnStatus.BAD and status != pq.PollingStatus.OK:

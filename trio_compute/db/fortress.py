@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trio_compute.db.target import Target
+from trio_compute.deadlines import Deadlines
 from trio_compute.model import catalog_rules
-from trio_compute.settings import Deadlines
 
 # Text passes as the bytes that it is: names need not be text in any encoding, and those of roles and databases have the
 # encoding of whichever database they were made in.

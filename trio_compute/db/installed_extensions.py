@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from trio_compute.db.request_session import open_request_session, rows
+from trio_compute.db.carried_text import escaped, is_text
+from trio_compute.db.request_session import open_request_session
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError, cause_chain
 from trio_compute.plan.extension_statistics import InstalledExtension, Statistics
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 PURPOSE = "get_installed_extensions"
@@ -13,9 +14,9 @@ MAX_DATABASES = 500
 
 # Nobody can create a database while somebody is connected to its template (05 K-26).
 _DATABASES = """\
-SELECT datname::text, count(*) OVER () FROM pg_catalog.pg_database
-WHERE datallowconn AND datconnlimit <> -2 AND NOT datistemplate ORDER BY datname LIMIT %s"""
-_EXTENSIONS = "SELECT extname::text, extversion, extowner::int8 FROM pg_catalog.pg_extension"
+SELECT datname, pg_catalog.count(*) OVER () FROM pg_catalog.pg_database
+WHERE datallowconn AND datconnlimit OPERATOR(pg_catalog.<>) -2 AND NOT datistemplate ORDER BY datname LIMIT %s"""
+_EXTENSIONS = "SELECT extname, extversion, extowner::bigint FROM pg_catalog.pg_extension"
 
 log = get_logger("extensions")
 
@@ -28,12 +29,15 @@ async def collect_installed_extensions(
     Raises PostgresError if not even the databases can be listed.
     """
     async with open_request_session(connstr, PURPOSE, deadlines) as connection:
-        databases = await rows(connection, _DATABASES, max_databases)
+        databases = await connection.rows(_DATABASES, max_databases)
     if databases and databases[0][1] > max_databases:
         log.warning("not all databases are looked at", databases=databases[0][1], looked_at=max_databases)
     found: list[InstalledExtension] = []
     failures = 0
-    for name, _ in databases:
+    unreadable = [escaped(name) for name, _ in databases if not is_text(name)]
+    if unreadable:
+        log.warning("databases whose names are not UTF-8 are not looked at", databases=", ".join(unreadable))
+    for name in (name for name, _ in databases if is_text(name)):
         try:
             found += await _extensions_of(connstr, name, deadlines)
         except PostgresError as error:
@@ -44,4 +48,4 @@ async def collect_installed_extensions(
 
 async def _extensions_of(connstr: str, database: str, deadlines: Deadlines) -> list[InstalledExtension]:
     async with open_request_session(connstr, PURPOSE, deadlines, database=database) as connection:
-        return [InstalledExtension.of(*row) for row in await rows(connection, _EXTENSIONS)]
+        return [InstalledExtension.of(*row) for row in await connection.rows(_EXTENSIONS)]

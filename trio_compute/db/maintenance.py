@@ -25,12 +25,12 @@ from trio_compute.db.fortress import (
 )
 from trio_compute.db.refusal import refusal
 from trio_compute.db.target import Target
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.model import catalog_rules
 from trio_compute.model.catalog_rules import FORMER_SUPERUSER
 from trio_compute.plan.catalog.blocks import NOTABLE
 from trio_compute.plan.catalog.quoting import identifier, literal
-from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
 
@@ -42,7 +42,10 @@ _NOT_YET = frozenset({"57P03"})
 _UNKNOWN_OPTION = "42704"  # whoever gets as far as that was let in
 _SUPERUSER_FOUND = """\
 SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname OPERATOR(pg_catalog.=) %s"""
-_HAS_EXTENSION = "SELECT 1 FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'neon'"
+# Whoever owns an extension may add to it, and what it brings runs as superuser when it is updated.
+_HAS_EXTENSION = """\
+SELECT 1 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_authid o ON o.oid OPERATOR(pg_catalog.=) e.extowner
+WHERE e.extname OPERATOR(pg_catalog.=) 'neon' AND o.rolsuper"""
 # Whether the server at a host and port knows the options of 17; learnt from its first session.
 _is_modern: dict[tuple[str, int], bool] = {}
 
@@ -168,7 +171,7 @@ async def _connect_once(target: Target, timeout_seconds: float) -> Connection:
             raise
         except ConnectFailed:
             if known:
-                del _is_modern[place]  # perhaps there is another server now
+                _is_modern.pop(place, None)  # perhaps there is another server now
                 raise
         else:
             _is_modern[place] = True

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import psycopg
 
-from trio_compute.db.former_tables import is_trustworthy, is_unclaimed, read_unless_locked
 from trio_compute.db.maintenance import Connection, failure_text, maintenance_target, open_maintenance
+from trio_compute.db.own_objects import is_trustworthy, is_unclaimed, read_unless_locked
+from trio_compute.db.turns import changing
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.plan.catalog import notes
 from trio_compute.plan.migrations import ADVANCE, CURRENT, MIGRATIONS, TABLE, Migration, preparation
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.failpoints import failpoints
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.metrics import DB_MIGRATION_FAILED, DB_MIGRATION_ID, metrics
@@ -30,7 +31,7 @@ async def run_migrations(connstr: str, *, privileged_role: str, deadlines: Deadl
     Raises PostgresError at the first that fails, and when a newer version has run more than we know.
     """
     target = maintenance_target(connstr, "migrations", deadlines)
-    async with open_maintenance(target, deadlines) as connection:
+    async with changing(target), open_maintenance(target, deadlines) as connection:
         try:
             noted, shown = await _recorded(connection)
         except psycopg.Error as error:

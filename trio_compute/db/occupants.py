@@ -8,10 +8,10 @@ import trio
 from trio_compute.db.carried_text import escaped
 from trio_compute.db.maintenance import Connection, failure_text, open_maintenance
 from trio_compute.db.target import Target
+from trio_compute.deadlines import Deadlines
 from trio_compute.plan.catalog import notes
 from trio_compute.plan.catalog.leftovers import prepared_transactions
 from trio_compute.plan.catalog.quoting import identifier
-from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
 

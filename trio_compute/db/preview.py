@@ -9,11 +9,11 @@ from msgspec import Struct
 
 from trio_compute.db.catalog_snapshot import read_snapshot
 from trio_compute.db.maintenance import failure_text, maintenance_target, open_maintenance
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.plan.catalog.operations import Plan
 from trio_compute.plan.catalog.planner import plan_catalog
 from trio_compute.plan.catalog.wanted import Wanted
-from trio_compute.settings import Deadlines
 
 _START_ONLY = """\
 SELECT name FROM pg_catalog.pg_settings

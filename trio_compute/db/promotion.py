@@ -11,11 +11,11 @@ import trio
 from msgspec import structs
 
 from trio_compute.db.maintenance import Connection, failure_text, maintenance_target, open_maintenance
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.model.ids import Lsn
 from trio_compute.plan.catalog.quoting import literal
 from trio_compute.plan.promotion import SAFEKEEPERS, STANDBY_NAMES
-from trio_compute.settings import Deadlines
 
 RELOAD_SECONDS = 5.0
 POLL_SECONDS = 0.01

@@ -9,8 +9,8 @@ import trio
 from msgspec import Struct
 
 from trio_compute.db.maintenance import failure_text, maintenance_target, open_maintenance
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
-from trio_compute.settings import Deadlines
 
 PATIENCE_SECONDS = 5.0
 POLL_SECONDS = 0.01

@@ -8,8 +8,8 @@ import trio
 from trio_compute.db.carried_text import escaped
 from trio_compute.db.maintenance import open_maintenance
 from trio_compute.db.target import Target
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
-from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
 
 LOOK_AFTER = 0.5  # of the time that a statement may wait for a lock, or run

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from trio_compute.db.request_session import DISK_FULL, READ_ONLY, open_request_session
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import SqlFailed
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 # A message in the WAL: it takes a transaction, WAL and a commit that is acknowledged as every other, but no table, in

@@ -33,7 +33,7 @@ from trio_compute.host.run_as import RunAs
 from trio_compute.model.catalog_rules import SUPERUSER
 from trio_compute.model.ids import Lsn
 
-DEFAULT_POSTGRES_PORT = 55432
+DEFAULT_POSTGRES_PORT = 25432  # below the range from which the kernel gives ports to clients
 MAX_SHARDS = 255
 OTHER_TENANT = "0" * 32
 
@@ -129,6 +129,8 @@ async def _dev(options: argparse.Namespace, progress: Progress) -> int:
         try:
             report = await _run_computes(world, ports, options, progress)
         finally:
+            # A Postgres whose compute was killed still writes.
+            await end_left_over(world.data_directories())
             lsn = await trio.to_thread.run_sync(world.recover)
             if lsn is not None:
                 progress.say(f"saved at {lsn}: the next start continues from here")

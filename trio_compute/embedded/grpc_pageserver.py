@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import re
-import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
 
 import trio
 from msgspec import Struct
 
-from trio_compute.embedded.pageserver import Faults, Leases, has_basebackups
+from trio_compute.embedded.grpc_wire import Call, open_grpc_server
+from trio_compute.embedded.page_commands import ID_DIGITS, hex_trouble
+from trio_compute.embedded.pageserver import (
+    WAIT_LSN_SECONDS,
+    Faults,
+    Leases,
+    collected,
+    has_basebackups,
+    late,
+    reaches,
+)
 from trio_compute.embedded.snapshots import Snapshots
-from trio_compute.embedded.tokens import Issuer
-from trio_compute.errors import StorageError
-from trio_compute.model.ids import INVALID_LSN, UNSHARDED, is_hex_id
+from trio_compute.embedded.tokens import Issuer, Service
+from trio_compute.model.ids import INVALID_LSN, UNSHARDED, Lsn
 from trio_compute.storage import page_api
-from trio_compute.storage.grpc_pageserver import load_grpc
 
 CHUNK_BYTES = 256 * 1024
-WORKERS = 8
-_SHARD = re.compile(r"[0-9a-fA-F]{4}")
+SHARD_DIGITS = 4
+IDENTITY = ("neon-tenant-id", "neon-timeline-id", "neon-shard-id")
+TOO_LATE = "tried to request an lsn lease for an lsn below the latest gc cutoff"
+
+T = TypeVar("T")
 
 
 class GrpcFaults(Struct):
@@ -84,34 +91,39 @@ class GrpcPageserver:
         self.leases = Leases()
         self.faults = GrpcFaults()
         self.requests: list[Request] = []
+        self.wait_lsn_seconds = WAIT_LSN_SECONDS
 
-    def get_base_backup(self, message: bytes, context: Any) -> Iterator[bytes]:
+    async def get_base_backup(self, call: Call) -> None:
         """Answer GetBaseBackup."""
-        call = _Call(context)
-        snapshots = self._admit(call, page_api.GET_BASE_BACKUP, message)
-        request = _decoded(call, page_api.BaseBackupRequest.decode, message)
-        if request.compression != page_api.Compression.GZIP or request.full:
-            call.fail("INVALID_ARGUMENT", "only gzip basebackups are kept here")
-        try:
-            path = snapshots.at(None if request.lsn == INVALID_LSN else request.lsn)
-        except StorageError as error:
-            call.fail("INVALID_ARGUMENT", str(error))
-        call.wait(self.faults.delay_seconds)
-        yield from self._chunks(call, path)
+        snapshots = self._admit(call, page_api.GET_BASE_BACKUP)
+        request = _decoded(call, page_api.BaseBackupRequest.decode)
+        if request.compression not in {page_api.Compression.NONE, page_api.Compression.GZIP}:
+            name = "Unknown" if request.compression == page_api.Compression.UNKNOWN else str(request.compression)
+            call.fail("INVALID_ARGUMENT", f"field 'compression' has invalid value '{name}'")
+        lsn = None if request.lsn == INVALID_LSN else request.lsn
+        if lsn is not None:
+            await self._await_lsn(call, snapshots, lsn)
+        await trio.sleep(self.faults.delay_seconds)
+        await self._send(call, snapshots.serve(lsn, gzip=request.compression == page_api.Compression.GZIP))
 
-    def _chunks(self, call: _Call, path: Path) -> Iterator[bytes]:
-        faults = self.faults
-        with path.open("rb") as file:
-            sent = 0
-            while data := file.read(faults.chunk_bytes):
-                if sent == faults.status_after_chunks and faults.status is not None:
-                    call.fail(faults.status, faults.status_text)
-                if sent == faults.end_after_chunks:
-                    return
-                if sent == faults.stall_after_chunks:
-                    call.wait(None)
-                yield self._encoded(data, corrupt=sent == faults.corrupt_chunk)
-                sent += 1
+    async def _await_lsn(self, call: Call, snapshots: Snapshots, lsn: Lsn) -> None:
+        if not await reaches(snapshots, lsn, self.wait_lsn_seconds):
+            call.fail("INTERNAL", late(snapshots, lsn))
+        if lsn < snapshots.lsns()[0]:
+            call.fail("INVALID_ARGUMENT", f"invalid basebackup LSN: {collected(snapshots, lsn)}")
+
+    async def _send(self, call: Call, pieces: Iterator[bytes]) -> None:
+        faults, sent = self.faults, 0
+        chunks = in_chunks(pieces, faults.chunk_bytes)
+        while data := await trio.to_thread.run_sync(next, chunks, b""):
+            if sent == faults.status_after_chunks and faults.status is not None:
+                call.fail(faults.status, faults.status_text)
+            if sent == faults.end_after_chunks:
+                return
+            if sent == faults.stall_after_chunks:
+                await trio.sleep_forever()
+            await call.send(self._encoded(data, corrupt=sent == faults.corrupt_chunk))
+            sent += 1
         if faults.status is not None:
             call.fail(faults.status, faults.status_text)
 
@@ -121,114 +133,86 @@ class GrpcPageserver:
         half = len(data) // 2
         return page_api.encode_chunk(data[:half] + bytes([data[half] ^ 0xFF]) + data[half + 1 :] if corrupt else data)
 
-    def lease_lsn(self, message: bytes, context: Any) -> bytes:
+    async def lease_lsn(self, call: Call) -> None:
         """Answer LeaseLsn."""
-        call = _Call(context)
-        snapshots = self._admit(call, page_api.LEASE_LSN, message)
-        lsn = _decoded(call, page_api.decode_lease_request, message)
+        snapshots = self._admit(call, page_api.LEASE_LSN)
+        lsn = _decoded(call, page_api.decode_lease_request)
         if lsn == INVALID_LSN:
-            call.fail("INVALID_ARGUMENT", "missing LSN")
-        call.wait(self.faults.delay_seconds)
+            call.fail("INVALID_ARGUMENT", "required field 'lsn' is missing")
+        await trio.sleep(self.faults.delay_seconds)
         if self.faults.lease_status is not None:
             call.fail(self.faults.lease_status, self.faults.status_text)
-        tenant, timeline, shard = call.identity
+        tenant, timeline, shard = (call.metadata[name].lower() for name in IDENTITY)
         key = (tenant if shard == UNSHARDED else f"{tenant}-{shard}", timeline, lsn)
         expires_at = self.leases.grant(snapshots, key, self.faults.lease_seconds)
         if expires_at is None:
-            call.fail("FAILED_PRECONDITION", f"{lsn} is below the GC cutoff")
-        return b"" if self.faults.malformed else page_api.encode_lease_response(expires_at)
+            call.fail("FAILED_PRECONDITION", f"{TOO_LATE}. requested at {lsn} gc cutoff {snapshots.lsns()[0]}")
+        await call.send(b"" if self.faults.malformed else page_api.encode_lease_response(expires_at))
 
-    def _admit(self, call: _Call, method: str, message: bytes) -> Snapshots:
+    def _admit(self, call: Call, method: str) -> Snapshots:
         """Note a request, check who sent it and return the snapshots of its timeline."""
-        self.requests.append(Request(method, call.metadata, message))
-        tenant, timeline, shard = call.identity
-        if not (is_hex_id(tenant) and is_hex_id(timeline) and _SHARD.fullmatch(shard)):
-            call.fail("INVALID_ARGUMENT", "missing or invalid metadata")
+        self.requests.append(Request(method, call.metadata, call.message()))
+        tenant, timeline, shard = (_identity(call, name) for name in IDENTITY)
         self._authenticate(call, tenant)
         if self.faults.refusals > 0:
             self.faults.refusals -= 1
             call.fail("UNAVAILABLE", self.faults.status_text)
-        if self._shard not in {None, shard}:
-            call.fail("NOT_FOUND", f"this is shard {self._shard}")
         if method == page_api.GET_BASE_BACKUP and not has_basebackups(shard):
-            call.fail("INVALID_ARGUMENT", f"shard {shard} has no basebackups, shard zero has")
+            call.fail("INVALID_ARGUMENT", f"request only valid on shard zero (requested shard {shard})")
+        if self._shard not in {None, shard} or tenant not in {known for known, _ in self._timelines}:
+            call.fail("NOT_FOUND", f"Tenant {tenant if shard == UNSHARDED else f'{tenant}-{shard}'} not found")
         snapshots = self._timelines.get((tenant, timeline))
         if snapshots is None:
-            call.fail("NOT_FOUND", "tenant or timeline not found")
+            call.fail("NOT_FOUND", f"Timeline {tenant}/{timeline} was not found")
         return snapshots
 
-    def _authenticate(self, call: _Call, tenant: str) -> None:
+    def _authenticate(self, call: Call, tenant: str) -> None:
         if self._issuer is None:
             return
         header = call.metadata.get("authorization")
         if header is None:
             call.fail("UNAUTHENTICATED", "no authorization header")
+        if not header.startswith("Bearer "):
+            call.fail("INVALID_ARGUMENT", "invalid authorization header")
         try:
-            claims = self._issuer.claims(header.removeprefix("Bearer ").strip())
-        except ValueError:
-            call.fail("INVALID_ARGUMENT", "invalid JWT token")
-        if claims.get("scope") != "pageserverapi" and claims.get("tenant_id") != tenant:
-            call.fail("PERMISSION_DENIED", "tenant id mismatch")
+            claims = self._issuer.storage_claims(header.removeprefix("Bearer ").strip())
+        except ValueError as error:
+            call.fail("INVALID_ARGUMENT", f"invalid JWT token: {error}")
+        refusal = claims.refusal(tenant, Service.PAGESERVER)
+        if refusal is not None:
+            call.fail("PERMISSION_DENIED", refusal)
 
 
-class _Call:
-    """Be one call: what came with it, and how to end or delay it."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-        self._ended = threading.Event()
-        if not context.add_callback(self._ended.set):
-            self._ended.set()
-        self.metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
-
-    @property
-    def identity(self) -> tuple[str, str, str]:
-        """Return tenant, timeline and shard, unchecked."""
-        tenant, timeline, shard = (self.metadata.get(f"neon-{name}-id", "") for name in ("tenant", "timeline", "shard"))
-        return tenant.lower(), timeline.lower(), shard.lower()
-
-    def fail(self, status: str, text: str) -> NoReturn:
-        self._context.abort(load_grpc().StatusCode[status], text)
-        raise AssertionError("abort raises")
-
-    def wait(self, seconds: float | None) -> None:
-        """Wait some time, or for ever, but no longer than the client does."""
-        self._ended.wait(seconds)
+def _identity(call: Call, name: str) -> str:
+    """Return a part of what a call is about, in lower case."""
+    value = call.metadata.get(name)
+    if value is None:
+        call.fail("INVALID_ARGUMENT", f"missing {name}")
+    if hex_trouble(value, SHARD_DIGITS if name == "neon-shard-id" else ID_DIGITS) is not None:
+        call.fail("INVALID_ARGUMENT", f"invalid {name}")
+    return value.lower()
 
 
-def _decoded(call: _Call, decode: Any, message: bytes) -> Any:
+def _decoded(call: Call, decode: Callable[[bytes], T]) -> T:
     try:
-        return decode(message)
+        return decode(call.message())
     except page_api.MalformedMessage as error:
         call.fail("INVALID_ARGUMENT", str(error))
 
 
-@asynccontextmanager
-async def open_grpc_pageserver(pageserver: GrpcPageserver) -> AsyncIterator[str]:
+def in_chunks(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Yield the same bytes in chunks of one size, the last one excepted."""
+    buffer = bytearray()
+    for piece in pieces:
+        buffer += piece
+        while len(buffer) >= size:
+            yield bytes(buffer[:size])
+            del buffer[:size]
+    if buffer:
+        yield bytes(buffer)
+
+
+def open_grpc_pageserver(pageserver: GrpcPageserver) -> AbstractAsyncContextManager[str]:
     """Serve on a free loopback port for as long as the block runs; yield the URL, `grpc://host:port`."""
-    pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="grpc-pageserver")
-    server, port = await trio.to_thread.run_sync(_start, pageserver, pool)
-    try:
-        yield f"grpc://127.0.0.1:{port}"
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_stop, server, pool)
-
-
-def _start(pageserver: GrpcPageserver, pool: ThreadPoolExecutor) -> tuple[Any, int]:
-    grpc = load_grpc()
-    server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-    handlers = {
-        page_api.GET_BASE_BACKUP: grpc.unary_stream_rpc_method_handler(pageserver.get_base_backup),
-        page_api.LEASE_LSN: grpc.unary_unary_rpc_method_handler(pageserver.lease_lsn),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(page_api.SERVICE, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    return server, port
-
-
-def _stop(server: Any, pool: ThreadPoolExecutor) -> None:
-    """Cancel what is in flight and wait until no thread of ours is left."""
-    server.stop(None).wait()
-    pool.shutdown(wait=True)
+    handlers = {page_api.GET_BASE_BACKUP: pageserver.get_base_backup, page_api.LEASE_LSN: pageserver.lease_lsn}
+    return open_grpc_server(page_api.SERVICE, handlers)

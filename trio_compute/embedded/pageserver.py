@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import trio
 from msgspec import Struct
 
+from trio_compute.embedded.page_commands import ID_DIGITS, BasebackupCommand, LeaseCommand, SetCommand, parse_command
 from trio_compute.embedded.snapshots import Snapshots
-from trio_compute.embedded.wire import COPY_SLICE_BYTES, Session, WireError
-from trio_compute.errors import StorageError
-from trio_compute.model.ids import UNSHARDED, Lsn, is_hex_id
+from trio_compute.embedded.tokens import Service
+from trio_compute.embedded.wire import Session, WireError
+from trio_compute.model.ids import UNSHARDED, Lsn
 
-FLAGS = frozenset({"--gzip", "--replica"})
-SHARD = re.compile(r"[0-9a-fA-F]{4}")
+COPY_SIZES = (8192, 8192, 8192, 1500, 8192, 40)
+"""How long the pieces of a copy are, one after another; where they end means nothing, and clients must not mind."""
 
-
-class BasebackupCommand(Struct, frozen=True):
-    """Hold a parsed basebackup command."""
-
-    tenant: str
-    timeline: str
-    lsn: Lsn | None
-    gzip: bool
-    replica: bool
+LSN_POLL_SECONDS = 0.02
+WAIT_LSN_SECONDS = 300.0
 
 
 class Faults(Struct):
@@ -53,46 +45,9 @@ def has_basebackups(shard: str) -> bool:
     return shard.startswith("00")
 
 
-def parse_basebackup(query: str) -> BasebackupCommand:
-    """Return the command; raise WireError as a pageserver would (contract 07 §4.2)."""
-    words = query.split()
-    if len(words) < 3:
-        raise WireError(f"cannot parse query: {query[:100]}")
-    _, tenant, timeline, *rest = words
-    if not (is_hex_id(tenant) and is_hex_id(timeline)):
-        raise WireError("invalid tenant or timeline id")
-    lsn = None
-    if rest and not rest[0].startswith("--"):
-        text = rest.pop(0)
-        try:
-            lsn = None if text == "latest" else Lsn.parse(text)
-        except ValueError as error:
-            raise WireError(str(error)) from None
-    if len(set(rest)) != len(rest) or not FLAGS.issuperset(rest):
-        raise WireError(f"invalid flags: {' '.join(rest)[:100]}")
-    return BasebackupCommand(tenant, timeline, lsn, "--gzip" in rest, "--replica" in rest)
-
-
-class LeaseCommand(Struct, frozen=True):
-    """Hold a parsed lease command; `tenant_shard` is the tenant's id with the shard's index, if it has one."""
-
-    tenant_shard: str
-    timeline: str
-    lsn: Lsn
-
-
-def parse_lease(query: str) -> LeaseCommand:
-    """Return the command; raise WireError (contract 07 §8)."""
-    words = query.split()
-    if len(words) != 5 or words[1].lower() != "lsn":
-        raise WireError(f"cannot parse query: {query[:100]}")
-    tenant, _, shard = words[2].partition("-")
-    if not (is_hex_id(tenant) and is_hex_id(words[3])) or (shard and SHARD.fullmatch(shard) is None):
-        raise WireError("invalid tenant shard or timeline id")
-    try:
-        return LeaseCommand(words[2].lower(), words[3].lower(), Lsn.parse(words[4]))
-    except ValueError as error:
-        raise WireError(str(error)) from None
+def not_found(what: str) -> WireError:
+    """Return what is said about a tenant or timeline that is not there."""
+    return WireError("not found", prepared=f"Not found: {what}")
 
 
 class Leases:
@@ -114,14 +69,40 @@ class Leases:
         return self._expiries[key]
 
 
+async def reaches(snapshots: Snapshots, lsn: Lsn, seconds: float) -> bool:
+    """Wait until the log reaches an LSN, but no longer than so many seconds; tell whether it did."""
+    with trio.move_on_after(seconds):
+        while not snapshots.have(lsn):  # noqa: ASYNC110  (other threads and processes make it grow)
+            await trio.sleep(LSN_POLL_SECONDS)
+    return snapshots.have(lsn)
+
+
+def late(snapshots: Snapshots, lsn: Lsn) -> str:
+    """Return what is said when the log did not reach an LSN in time."""
+    return (
+        f"Timed out while waiting for WAL record at LSN {lsn} to arrive, last_record_lsn {snapshots.last()} "
+        f"disk consistent LSN={snapshots.newest_at(None)}, WalReceiver status: Not active"
+    )
+
+
+def collected(snapshots: Snapshots, lsn: Lsn) -> str:
+    """Return what is said about an LSN whose state is gone."""
+    return (
+        f"LSN {lsn} is earlier than latest GC cutoff {snapshots.lsns()[0]} "
+        "(we might've already garbage collected needed data)"
+    )
+
+
 class Pageserver:
-    """Serve the snapshots of some timelines."""
+    """Serve the snapshots of some timelines; `wait_lsn_seconds` and `copy_sizes` are as in Neon's own."""
 
     def __init__(self, timelines: Mapping[tuple[str, str], Snapshots]) -> None:
         self._timelines = timelines
         self.leases = Leases()
         self.faults = Faults()
         self.commands: list[str] = []
+        self.wait_lsn_seconds = WAIT_LSN_SECONDS
+        self.copy_sizes = COPY_SIZES
 
     def refuses_connection(self) -> bool:
         """Tell whether a connection that has just come shall be dropped."""
@@ -135,46 +116,49 @@ class Pageserver:
         if self.faults.fail_commands > 0:
             self.faults.fail_commands -= 1
             raise WireError(self.faults.error_text)
-        word = (query.split() or [""])[0].lower()
-        if word == "basebackup":
-            if shard is not None and not has_basebackups(shard):
-                raise WireError(f"shard {shard} has no basebackups, shard zero has")
-            await self._send_basebackup(session, parse_basebackup(query))
-        elif word == "lease":
-            command = parse_lease(query)
-            if shard is not None and shard != (command.tenant_shard.partition("-")[2] or UNSHARDED):
-                raise WireError(f"not found: this is shard {shard}")
-            await self._send_lease(session, command)
-        elif word == "set" and len(query.split()) > 1:
-            await session.send_rows([], [], "SELECT 1")
+        command = parse_command(query)
+        if isinstance(command, SetCommand):
+            await session.complete("SELECT 1")
+            return
+        session.require(command.tenant, Service.PAGESERVER)
+        if isinstance(command, BasebackupCommand):
+            await self._send_basebackup(session, command, shard)
+        elif isinstance(command, LeaseCommand):
+            await self._send_lease(session, command, shard)
         else:
-            raise WireError(f"cannot parse query: {query[:100]}")
+            raise WireError("pages are not served here: vanilla Postgres has its own")
 
-    async def _send_lease(self, session: Session, command: LeaseCommand) -> None:
+    async def _send_lease(self, session: Session, command: LeaseCommand, shard: str | None) -> None:
         await trio.sleep(self.faults.lease_delay_seconds)
-        snapshots = self._timelines.get((command.tenant_shard.partition("-")[0], command.timeline))
         if self.faults.lease_error:
             raise WireError(self.faults.error_text)
-        if snapshots is None:
-            raise WireError("not found")
+        wanted = command.tenant_shard.partition("-")[2] or UNSHARDED
+        try:
+            snapshots = self._find(command.tenant_shard, command.timeline, shard in {None, wanted})
+        except WireError as error:
+            raise WireError(error.prepared) from None  # of a lease all is told
         key = (command.tenant_shard, command.timeline, command.lsn)
         expiry = None if self.faults.lease_refused else self.leases.grant(snapshots, key, self.faults.lease_seconds)
         milliseconds = None if expiry is None else str(int(expiry * 1000))
         await session.send_rows(["valid_until"], [[milliseconds]], "SELECT 1")
 
-    async def _send_basebackup(self, session: Session, command: BasebackupCommand) -> None:
-        snapshots = self._timelines.get((command.tenant.lower(), command.timeline.lower()))
+    def _find(self, tenant_shard: str, timeline: str, has_shard: bool) -> Snapshots:
+        """Return a timeline's snapshots; raise WireError for what is not here."""
+        tenant = tenant_shard[:ID_DIGITS]
+        if not has_shard or tenant not in {known for known, _ in self._timelines}:
+            raise not_found(f"Tenant {tenant_shard} not found")
+        snapshots = self._timelines.get((tenant, timeline))
         if snapshots is None:
-            raise WireError("not found")
-        if not command.gzip:
-            raise WireError("only gzip basebackups are kept here")
-        try:
-            path = snapshots.at(command.lsn)
-        except StorageError as error:
-            raise WireError(str(error)) from None
+            raise not_found(f"Timeline {tenant}/{timeline} was not found")
+        return snapshots
+
+    async def _send_basebackup(self, session: Session, command: BasebackupCommand, shard: str | None) -> None:
+        snapshots = self._find(command.tenant, command.timeline, shard is None or has_basebackups(shard))
+        if command.lsn is not None:
+            await self._await_lsn(snapshots, command.lsn)
         await trio.sleep(self.faults.delay_before_copy_seconds)
         await session.begin_copy()
-        await self._send_file(session, path)
+        await self._send_archive(session, snapshots, command)
         if self.faults.error_before_copy_done:
             raise WireError(self.faults.error_text)
         await session.end_copy()
@@ -182,12 +166,18 @@ class Pageserver:
             raise WireError(self.faults.error_text)
         await session.complete("SELECT 1")
 
-    async def _send_file(self, session: Session, path: Path) -> None:
-        sent = 0
-        with path.open("rb") as file:
-            while data := file.read(COPY_SLICE_BYTES):
-                await session.send_copy(await self._tampered(session, data, sent))
-                sent += len(data)
+    async def _await_lsn(self, snapshots: Snapshots, lsn: Lsn) -> None:
+        """Wait until the log reaches an LSN; raise WireError when it does not, or when the state there is gone."""
+        if not await reaches(snapshots, lsn, self.wait_lsn_seconds):
+            raise WireError(late(snapshots, lsn))
+        if lsn < snapshots.lsns()[0]:
+            raise WireError(f"invalid basebackup lsn: {collected(snapshots, lsn)}", prepared="invalid basebackup lsn")
+
+    async def _send_archive(self, session: Session, snapshots: Snapshots, command: BasebackupCommand) -> None:
+        pieces, sent = snapshots.serve(command.lsn, gzip=command.gzip), 0
+        while data := await trio.to_thread.run_sync(next, pieces, b""):
+            await session.send_copy(await self._tampered(session, data, sent), self.copy_sizes)
+            sent += len(data)
 
     async def _tampered(self, session: Session, data: bytes, sent: int) -> bytes:
         faults, end = self.faults, sent + len(data)
@@ -197,9 +187,9 @@ class Pageserver:
         if faults.stall_at_byte is not None and sent <= faults.stall_at_byte < end:
             await session.wait_hung_up()
         if faults.error_at_byte is not None and sent <= faults.error_at_byte < end:
-            await session.send_copy(data[: faults.error_at_byte - sent])
+            await session.send_copy(data[: faults.error_at_byte - sent], self.copy_sizes)
             raise WireError(faults.error_text)
         if faults.cut_at_byte is not None and sent <= faults.cut_at_byte < end:
-            await session.send_copy(data[: faults.cut_at_byte - sent])
+            await session.send_copy(data[: faults.cut_at_byte - sent], self.copy_sizes)
             await session.drop()
         return data

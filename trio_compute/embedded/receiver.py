@@ -7,6 +7,7 @@ to the primary, stores what it sends, and acknowledges only what has reached the
 
 from __future__ import annotations
 
+import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from trio_compute.embedded.impostors import Guard
 from trio_compute.embedded.timelines import Timeline
 from trio_compute.embedded.wire import PROTOCOL_3, message
 from trio_compute.errors import ComputeError, StorageError
@@ -21,6 +23,8 @@ from trio_compute.model.ids import Lsn
 
 APPLICATION_NAME = "walproposer"
 RETRY_SECONDS = 0.015
+LONGEST_RETRY_SECONDS = 0.1
+RETRY_GROWTH = 1.25
 STANDBY_RETRY_SECONDS = 0.03
 REFUSED_RETRY_SECONDS = 1.0
 RECEIVE_BYTES = 256 * 1024
@@ -32,8 +36,10 @@ STATUS = struct.Struct("!cqqqq?")
 SLOT = "wal_proposer_slot"
 """As Neon's own: the primary keeps what was not received yet, whatever its checkpoints would recycle."""
 
-QUIET = ("57", "55006")  # starting up or going down; the slot is still held by the last connection
+QUIET = "57"  # starting up or going down
 EXISTS = "42710"
+IN_USE = "55006"  # the slot, by our last connection or by somebody else
+CROWDED = "53300"
 
 Message = tuple[bytes, bytes]
 
@@ -53,6 +59,7 @@ class Client:
         self._stream = stream
         self._buffer = bytearray()
         self.parameters: dict[str, str] = {}
+        self.pid: int | None = None
 
     async def messages(self) -> list[Message]:
         """Return the messages that have arrived, waiting for one; raise EOFError at the end."""
@@ -99,17 +106,23 @@ class Client:
             for kind, body in arrived:
                 if kind == b"E":
                     failure = _error(body)
-                elif kind == b"R" and body != bytes(4):
-                    raise StorageError("the primary asks its safekeeper for a password")
-                elif kind == b"S":
-                    name, value, _ = body.decode(errors="replace").split("\0")
-                    self.parameters[name] = value
                 elif kind == b"D":
                     rows.append(_row(body))
                 elif kind == b"Z":
                     if failure is not None:
                         raise failure
                     return rows
+                else:
+                    self._note(kind, body)
+
+    def _note(self, kind: bytes, body: bytes) -> None:
+        if kind == b"R" and body != bytes(4):
+            raise StorageError("the primary asks its safekeeper for a password")
+        if kind == b"S":
+            name, value, _ = body.decode(errors="replace").split("\0")
+            self.parameters[name] = value
+        elif kind == b"K":
+            (self.pid,) = struct.unpack_from("!i", body)
 
     async def start_replication(self, lsn: Lsn, line: int) -> None:
         """Ask for WAL, which arrives as copy data."""
@@ -135,28 +148,52 @@ class Receiver:
         self._user = user
         self._ports = ports
         self._say = say
+        self._guard = Guard(user, APPLICATION_NAME, SLOT, say)
         self._last_trouble = ""
+        self._watches: trio.Nursery | None = None
         self.connected = trio.Event()
 
     async def run(self) -> None:
         """Connect, receive, and connect again, until cancelled."""
         async with trio.open_nursery() as nursery:
+            self._watches = nursery
             for port in self._ports:
                 nursery.start_soon(self._follow, port)
 
     async def _follow(self, port: int) -> None:
+        pause = RETRY_SECONDS
         while True:
-            pause = RETRY_SECONDS
             try:
-                pause = await self._session(port)
-            except ReplicationError as error:
-                if not error.sqlstate.startswith(QUIET):
-                    pause = self._complain(error)
-            except ComputeError as error:
-                pause = self._complain(error)
-            except (OSError, EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # no primary there, or not any more
-            await trio.sleep(pause)
+                stream = await connect(port)
+            except OSError:  # no primary there, or not any more
+                await trio.sleep(pause)
+                pause = min(pause * RETRY_GROWTH, LONGEST_RETRY_SECONDS)
+                continue
+            pause = RETRY_SECONDS
+            await trio.sleep(await self._talk(stream, port))
+
+    async def _talk(self, stream: trio.SocketStream, port: int) -> float:
+        """Receive from a connection until it ends, however it does; return how long to wait before the next."""
+        try:
+            return await self._session(stream, port)
+        except ReplicationError as error:
+            return await self._overcome(error, port)
+        except ComputeError as error:
+            return self._complain(error)
+        except (OSError, EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
+            return RETRY_SECONDS
+
+    async def _overcome(self, error: ReplicationError, port: int) -> float:
+        """Do what can be done about a refusal; return how long to wait before the next attempt."""
+        if error.sqlstate.startswith(QUIET):
+            return RETRY_SECONDS
+        if error.sqlstate not in {IN_USE, CROWDED}:
+            return self._complain(error)
+        try:
+            await self._guard.make_room(port, crowded=error.sqlstate == CROWDED)
+        except ComputeError as failure:
+            return self._complain(failure)
+        return RETRY_SECONDS
 
     def _complain(self, error: ComputeError) -> float:
         if str(error) != self._last_trouble:
@@ -164,22 +201,31 @@ class Receiver:
             self._say(f"the safekeepers cannot receive from the primary: {error}")
         return REFUSED_RETRY_SECONDS
 
-    async def _session(self, port: int) -> float:
-        """Receive from one connection until it ends; return how long to wait before the next."""
-        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+    async def _session(self, stream: trio.SocketStream, port: int) -> float:
+        async with stream:
             client = Client(stream)
             await client.log_in(self._user)
             if client.parameters.get("in_hot_standby") == "on":
                 return STANDBY_RETRY_SECONDS
-            async with self._timeline.wal_lock:
-                scope = self._timeline.session = trio.CancelScope()
-                try:
-                    with scope:
-                        await self._receive(client)
-                finally:
-                    self._timeline.session = None
-                    self._timeline.wal.close()
+            if client.pid is not None:
+                self._guard.ours.append(client.pid)
+            await self._hold_place(client, port)
         return RETRY_SECONDS
+
+    async def _hold_place(self, client: Client, port: int) -> None:
+        """Receive, and see to it that nobody else of our name does."""
+        async with self._timeline.wal_lock:
+            scope = self._timeline.session = trio.CancelScope()
+            watch = trio.CancelScope()
+            assert self._watches is not None
+            self._watches.start_soon(self._guard.watch, port, watch)
+            try:
+                with scope:
+                    await self._receive(client)
+            finally:
+                watch.cancel()
+                self._timeline.session = None
+                self._timeline.wal.close()
 
     async def _receive(self, client: Client) -> None:
         (_, line_text, *_), *_ = await client.query("IDENTIFY_SYSTEM")
@@ -214,6 +260,20 @@ class Receiver:
             ((_, history),) = await client.query(f"TIMELINE_HISTORY {line}")
             start = await trio.to_thread.run_sync(self._timeline.fork, line, history or b"")
         return start
+
+
+async def connect(port: int) -> trio.SocketStream:
+    """Connect to a port of loopback; raise OSError if nobody listens there.
+
+    A closed port that the kernel may give to clients can be given to this very connection, which then has itself as
+    its peer and holds the port that Postgres needs. It is reset, so that not even TIME_WAIT stays of it.
+    """
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    if stream.socket.getsockname() == stream.socket.getpeername():
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await trio.aclose_forcefully(stream)
+        raise ConnectionRefusedError(f"port {port} answered itself")
+    return stream
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from trio_compute.embedded.own_wal import OwnWal
 from trio_compute.embedded.snapshots import Snapshots, read_control
 from trio_compute.embedded.wal import WalStore, copy_wal, histories_in, segments_in
 from trio_compute.errors import HostError
@@ -44,16 +45,18 @@ def replayed(
     run_as: RunAs,
     until: Lsn | None = None,
     last_pgdata: Path | None = None,
+    own: OwnWal | None = None,
 ) -> Iterator[Path]:
     """Give a data directory that holds a snapshot plus the stored WAL, up to `until` if given; blocking.
 
     It is made at `scratch`, stopped cleanly, and gone after the block. `last_pgdata` is what a crash left of the
-    primary's, if anything: only its settings are looked at. Raises HostError with Postgres' words when recovery fails.
+    primary's, if anything: only its settings are looked at. `own` is the WAL that the primary wrote, with which it
+    goes on. Raises HostError with Postgres' words when recovery fails.
     """
     _make_scratch(scratch, run_as)
     try:
         _unpack(snapshots.path(base), scratch, run_as)
-        _put_wal(wal, scratch, base, run_as, until)
+        _put_wal(wal, own, scratch, base, run_as, until)
         _recover(bin_directory, scratch, run_as, _settings(bin_directory, scratch, last_pgdata))
         yield scratch
     finally:
@@ -79,13 +82,15 @@ def _unpack(archive: Path, target: Path, run_as: RunAs) -> None:
         raise HostError(f"cannot read {archive}: {error.strerror}") from error
 
 
-def _put_wal(wal: WalStore, pgdata: Path, base: Lsn, run_as: RunAs, until: Lsn | None) -> None:
+def _put_wal(wal: WalStore, own: OwnWal | None, pgdata: Path, base: Lsn, run_as: RunAs, until: Lsn | None) -> None:
     (line,) = {segment.line for segment in segments_in(pgdata / "pg_wal")}
     copy_wal(wal, pgdata / "pg_wal", base, run_as, until=until)
-    promotions = [path for path in histories_in(wal.directory) if int(path.stem, 16) > line]
-    for history in promotions:
-        target = pgdata / "pg_wal" / history.name
-        shutil.copyfile(history, target)
+    further = [] if own is None else [own.path(segment) for segment in own.after(wal, base)]
+    histories = [*histories_in(wal.directory), *(own.histories() if own is not None and further else ())]
+    promotions = [path for path in histories if int(path.stem, 16) > line]
+    for source in (*further, *promotions):
+        target = pgdata / "pg_wal" / source.name
+        shutil.copyfile(source, target)
         run_as.own(target)
     if promotions:
         # Only recovery from an archive follows a promotion; the archive is empty, so pg_wal is looked at.

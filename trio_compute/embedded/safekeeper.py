@@ -9,13 +9,16 @@ import msgspec
 
 from trio_compute.embedded.branches import exclusive
 from trio_compute.embedded.timelines import Timeline
+from trio_compute.embedded.tokens import Service
 from trio_compute.embedded.wire import Session, WireError
 from trio_compute.errors import ComputeError
 from trio_compute.host.files import write_atomically
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN, Lsn
 
+STATUS_COMMAND = "TIMELINE_STATUS"
 SYNC_COMMAND = "STAND_IN_SYNC"
+SET_DATE_STYLE = "set datestyle to "
 
 
 class Safekeeper:
@@ -56,21 +59,22 @@ class SafekeeperGroup:
 
     async def handle(self, member: Safekeeper, session: Session, query: str) -> None:
         """Answer one query that was sent to a member."""
-        tenant, timeline_id = session.option("tenant_id"), session.option("timeline_id")
-        if tenant is None or timeline_id is None:
-            raise WireError("tenant_id and timeline_id are required in options")
-        key = f"{tenant}/{timeline_id}"
-        timeline = self._timelines.get((tenant.lower(), timeline_id.lower()))
-        word, *arguments = query.split() or [""]
-        if word.upper() == "TIMELINE_STATUS":
+        if query.lower().startswith(SET_DATE_STYLE):
+            await session.complete("SELECT 1")
+            return
+        if not query.startswith((STATUS_COMMAND, SYNC_COMMAND)):
+            raise WireError(f"unsupported command {query}")
+        tenant, timeline_id = _addressee(session)
+        session.require(tenant, Service.SAFEKEEPER)
+        key, timeline = f"{tenant}/{timeline_id}", self._timelines.get((tenant, timeline_id))
+        if query.startswith(STATUS_COMMAND):
             rows = self._status_rows(member, key, timeline)
-            await session.send_rows(["flush_lsn", "commit_lsn"], rows, "TIMELINE_STATUS")
-        elif word.upper() == SYNC_COMMAND:
-            if not arguments and timeline is not None:
-                await self._recover(key, timeline)
-            await session.send_rows(["lsn"], [[str(self.sync(key, arguments))]], SYNC_COMMAND)
-        else:
-            raise WireError(f"cannot parse query: {brief_query(query)}")
+            await session.send_rows(["flush_lsn", "commit_lsn"], rows, STATUS_COMMAND)
+            return
+        _, *arguments = query.split()
+        if not arguments and timeline is not None:
+            await self._recover(key, timeline)
+        await session.send_rows(["lsn"], [[str(self.sync(key, arguments))]], SYNC_COMMAND)
 
     @staticmethod
     def _status_rows(member: Safekeeper, key: str, timeline: Timeline | None) -> list[list[str | None]]:
@@ -82,7 +86,7 @@ class SafekeeperGroup:
 
     async def _recover(self, key: str, timeline: Timeline) -> None:
         """Make a snapshot of what was streamed; who still streams it is cut off, since another primary begins."""
-        if timeline.wal.unsettled is None:
+        if timeline.positions() is None:
             return
         try:
             lsn = await timeline.settle()
@@ -104,6 +108,11 @@ class SafekeeperGroup:
         return highest
 
 
-def brief_query(query: str) -> str:
-    """Return the start of a query for an error text."""
-    return query[:100]
+def _addressee(session: Session) -> tuple[str, str]:
+    """Return the tenant and the timeline that the options of a session name; raise WireError if they do not."""
+    tenant, timeline_id = session.option("tenant_id"), session.option("timeline_id")
+    if tenant is None:
+        raise WireError("tenantid is required")
+    if timeline_id is None:
+        raise WireError("timelineid is required")
+    return tenant.lower(), timeline_id.lower()

@@ -12,7 +12,7 @@ import trio
 
 from trio_compute.embedded.endpoints import Addresses
 from trio_compute.embedded.http_services import control_plane, endpoint_storage
-from trio_compute.embedded.wire import HandleQuery, serve_session
+from trio_compute.embedded.wire import HandleQuery, serve_session, token_login
 from trio_compute.embedded.world import World
 from trio_compute.http.exchange import App
 from trio_compute.http.serve import serve_app
@@ -58,7 +58,7 @@ async def _serve_pageserver(nursery: trio.Nursery, world: World, index: str) -> 
 
 
 async def _open_grpc_pageservers(stack: AsyncExitStack, world: World, indexes: list[str]) -> list[str]:
-    # gRPC takes longer to import than all the rest.
+    # HTTP/2 is nothing that a world without gRPC should wait for.
     from trio_compute.embedded.grpc_pageserver import GrpcPageserver, faults_like, open_grpc_pageserver
 
     urls = []
@@ -66,6 +66,7 @@ async def _open_grpc_pageservers(stack: AsyncExitStack, world: World, indexes: l
         pageserver = GrpcPageserver(world.served, world.issuer, shard=index)
         pageserver.faults = faults_like(world.pageserver.faults)
         pageserver.leases = world.pageserver.leases
+        pageserver.wait_lsn_seconds = world.pageserver.wait_lsn_seconds
         urls.append(await stack.enter_async_context(open_grpc_pageserver(pageserver)))
     return urls
 
@@ -77,7 +78,7 @@ async def _serve_wire(
         if refuses():
             await trio.aclose_forcefully(stream)
         else:
-            await serve_session(stream, authenticate=world.authenticate, handle_query=handle)
+            await serve_session(stream, authenticate=token_login(world.issuer), handle_query=handle)
 
     listeners = await nursery.start(partial(trio.serve_tcp, session, 0, host="127.0.0.1"))
     return f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
+import struct
 import subprocess
-import tarfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from zlib_ng import gzip_ng
-
+from trio_compute.embedded.archive import (
+    END,
+    SIGNALS,
+    basebackup,
+    compressed,
+    directory_entry,
+    file_entry,
+    signal_text,
+)
+from trio_compute.embedded.wal import PAGE_BYTES, SEGMENT_BYTES
 from trio_compute.errors import HostError, StorageError
-from trio_compute.model.ids import Lsn
+from trio_compute.model.ids import INVALID_LSN, Lsn
 
-GZIP_LEVEL = 1
+SKELETON = (
+    *("global", "pg_wal/archive_status", "pg_commit_ts", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots"),
+    *("pg_subtrans", "pg_twophase", "pg_multixact", "pg_multixact/members", "pg_multixact/offsets", "base", "base/1"),
+    *("pg_replslot", "pg_tblspc", "pg_stat", "pg_stat_tmp", "pg_xact", "pg_logical", "pg_logical/snapshots"),
+    "pg_logical/mappings",
+)
+SKELETON_SINCE_17 = ("pg_wal/summaries",)
+EMPTY_FILE = "postgresql.auto.conf"
+CONFIGURATION = ("pg_hba.conf", "pg_ident.conf", EMPTY_FILE)
+PREV = struct.Struct("<Q")
+PREV_OFFSET = 8
+PAGE_HEADER_BYTES = 24
 SKIPPED_FILES = frozenset(
     {"postgresql.conf", "postmaster.pid", "postmaster.opts", "standby.signal", "compute_ctl_temp_override.conf"}
     | {"neon_stand_in_prewarm"}
@@ -29,8 +46,26 @@ EMPTIED_DIRECTORIES = frozenset({"pg_wal", "pg_dynshmem", "pg_stat_tmp", "pg_rep
 class Snapshots:
     """Keep the basebackups of one timeline, each named after its LSN."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, log_end: Callable[[], Lsn | None] = lambda: None) -> None:
         self._directory = directory
+        self._log_end = log_end
+
+    def last(self) -> Lsn:
+        """Return up to where states can be had; raise StorageError if there is none."""
+        return max(self.newest_at(None), self._log_end() or INVALID_LSN)
+
+    def have(self, lsn: Lsn) -> bool:
+        """Tell whether the log reaches an LSN; it may end in zeros, and with a page's header, that nobody can see."""
+        return lsn <= self.last() + PAGE_BYTES
+
+    def serve(self, lsn: Lsn | None, *, gzip: bool) -> Iterator[bytes]:
+        """Yield the basebackup for an LSN, which is not at the end of the log unless it is the newest; blocking.
+
+        What the first record that a compute writes must know of the one before is only known at the end of the log.
+        """
+        found = self.newest_at(lsn)
+        is_the_end = lsn is None or lsn == found == self.last()
+        return basebackup(self.path(found), gzip=gzip, signal=None if is_the_end else signal_text("invalid"))
 
     def lsns(self) -> list[Lsn]:
         """Return the LSNs that can be served, oldest first."""
@@ -63,8 +98,10 @@ class Snapshots:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             temporary.touch(mode=0o600)
-            with gzip_ng.open(temporary, "wb", compresslevel=GZIP_LEVEL) as stream:  # type: ignore[no-untyped-call]
-                _pack(pgdata, wal_file, stream)
+            prev = _record_before(pgdata, lsn, wal_file) if self.lsns() else "none"
+            with temporary.open("wb") as file:
+                for piece in compressed(_pack(pgdata, wal_file, signal_text(prev))):
+                    file.write(piece)
             _sync(temporary)
             temporary.replace(target)
             _sync(self._directory)
@@ -84,23 +121,43 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _pack(pgdata: Path, wal_file: str, stream: io.BufferedIOBase | gzip_ng.GzipNGFile) -> None:
-    """Write the entries in a pageserver's order: what makes a directory startable comes last (contract 07 §4.6)."""
-    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT) as archive:
-        for path in sorted(_contents(pgdata)):
-            name = str(path.relative_to(pgdata))
-            if path.is_symlink() or path.is_dir():
-                _add_directory(archive, name)
-            elif name != "global/pg_control":
-                _add_bytes(archive, name, path.read_bytes())
-        _add_directory(archive, "pg_wal/archive_status")
-        # After a promotion Postgres does not take its own WAL for valid without them.
-        for history in sorted((pgdata / "pg_wal").glob("*.history")):
-            _add_bytes(archive, f"pg_wal/{history.name}", history.read_bytes())
-        for name in ("neon.signal", "zenith.signal"):
-            _add_bytes(archive, name, b"PREV LSN: none")
-        for name in ("global/pg_control", f"pg_wal/{wal_file}"):
-            _add_bytes(archive, name, (pgdata / name).read_bytes())
+def _pack(pgdata: Path, wal_file: str, signal: bytes) -> Iterator[bytes]:
+    """Yield the entries in a pageserver's order: what makes a directory startable comes last (contract 07 §4.6)."""
+    skeleton = [*SKELETON, *(SKELETON_SINCE_17 if _major(pgdata) >= 17 else ())]
+    for name in skeleton:
+        yield directory_entry(name)
+    for name in CONFIGURATION:
+        yield file_entry(name, b"" if name == EMPTY_FILE else (pgdata / name).read_bytes())
+    for path in sorted(_contents(pgdata)):
+        name = str(path.relative_to(pgdata))
+        if path.is_symlink() or path.is_dir():
+            if name not in skeleton:
+                yield directory_entry(name)
+        elif name not in {"global/pg_control", *CONFIGURATION}:
+            yield file_entry(name, path.read_bytes())
+    # After a promotion Postgres does not take its own WAL for valid without them.
+    for history in sorted((pgdata / "pg_wal").glob("*.history")):
+        yield file_entry(f"pg_wal/{history.name}", history.read_bytes())
+    for name in SIGNALS:
+        yield file_entry(name, signal)
+    for name in ("global/pg_control", f"pg_wal/{wal_file}"):
+        yield file_entry(name, (pgdata / name).read_bytes())
+    yield END
+
+
+def _major(pgdata: Path) -> int:
+    return int((pgdata / "PG_VERSION").read_text(encoding="ascii"))
+
+
+def _record_before(pgdata: Path, lsn: Lsn, wal_file: str) -> Lsn | str:
+    """Return where the record before the one at an LSN begins, which each record tells of, if this file has it all."""
+    at = lsn % SEGMENT_BYTES + PREV_OFFSET
+    if at % PAGE_BYTES == 0:
+        at += PAGE_HEADER_BYTES
+    with (pgdata / "pg_wal" / wal_file).open("rb") as file:
+        file.seek(at)
+        found = file.read(PREV.size)
+    return Lsn(PREV.unpack(found)[0]) if len(found) == PREV.size else "invalid"
 
 
 def _contents(pgdata: Path) -> Iterator[Path]:
@@ -111,18 +168,6 @@ def _contents(pgdata: Path) -> Iterator[Path]:
         if is_top:
             names[:] = [name for name in names if name not in EMPTIED_DIRECTORIES and not (here / name).is_symlink()]
         yield from (here / name for name in files if not (is_top and name in SKIPPED_FILES))
-
-
-def _add_directory(archive: tarfile.TarFile, name: str) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.mode, entry.mtime = tarfile.DIRTYPE, 0o755, int(time.time())
-    archive.addfile(entry)
-
-
-def _add_bytes(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode, entry.mtime = len(data), 0o600, int(time.time())
-    archive.addfile(entry, io.BytesIO(data))
 
 
 def read_control(bin_directory: Path, pgdata: Path) -> Mapping[str, str]:

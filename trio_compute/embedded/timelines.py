@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import tarfile
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import trio
 from msgspec import Struct
 from zlib_ng import gzip_ng
 
+from trio_compute.embedded.archive import basebackup, signal_text
+from trio_compute.embedded.own_wal import OwnWal, newest_open
 from trio_compute.embedded.replay import replayed
 from trio_compute.embedded.snapshots import Snapshots, read_control
 from trio_compute.embedded.wal import (
@@ -38,13 +40,20 @@ class Timeline:
     """Own the directory of a timeline.
 
     Who streams into the WAL store holds `wal_lock`; `session` cancels it. The blocking methods below may be called
-    from any thread, one at a time, while nobody streams.
+    from any thread, one at a time, while nobody streams. `own_wals` tells where its computes keep their WAL.
     """
 
-    def __init__(self, timeline_id: str, directory: Path, bin_directory: Path, run_as: RunAs) -> None:
+    def __init__(
+        self,
+        timeline_id: str,
+        directory: Path,
+        bin_directory: Path,
+        run_as: RunAs,
+        own_wals: Callable[[], Sequence[OwnWal]] = lambda: (),
+    ) -> None:
         self.timeline_id = timeline_id
         self.directory = directory
-        self.snapshots = Snapshots(directory)
+        self.snapshots = Snapshots(directory, self._log_end)
         self.wal = WalStore(directory / "wal", run_as)
         self.pgdatas: list[Path] = []
         self.wal_lock = trio.Lock()
@@ -52,6 +61,7 @@ class Timeline:
         self.received: Lsn | None = None
         self._bin = bin_directory
         self._run_as = run_as
+        self._own_wals = own_wals
         self._one_at_a_time = threading.Lock()
 
     def positions(self) -> tuple[Lsn, Lsn] | None:
@@ -59,13 +69,20 @@ class Timeline:
 
         As long as they differ, a compute that asks cannot take the timeline for synced, and syncs first.
         """
-        unsettled = self.wal.unsettled
-        if unsettled is None:
+        unsettled, own = self.wal.unsettled, newest_open(self._own_wals())
+        if unsettled is None and own is None:
             return None
-        if self.received is None:
+        base = (self.snapshots.newest() or INVALID_LSN) if unsettled is None else Lsn.parse(unsettled.base)
+        if self.received is None and unsettled is not None:
             self.received = self.wal.end() or INVALID_LSN
-        base = Lsn.parse(unsettled.base)
-        return max(base, self.received), base
+        # Whoever wrote WAL of his own wrote at least that it began.
+        least = base if own is None else Lsn(base + 1)
+        return max(least, self.received or INVALID_LSN), base
+
+    def _log_end(self) -> Lsn | None:
+        """Return where the log ends of which there is no snapshot yet, None if there is one of everything."""
+        positions = self.positions()
+        return None if positions is None else positions[0]
 
     def readable(self) -> tuple[Lsn, Lsn]:
         """Return the first and the last LSN whose state can be had; blocking. Raises StorageError if there is none."""
@@ -88,7 +105,7 @@ class Timeline:
             rest = self._newest_at_rest()
             if rest is not None and self._is_complete(rest):
                 return self._take(rest)
-            if self.wal.unsettled is None or self.session is not None:
+            if self.positions() is None or self.session is not None:
                 return None
             return self._replay()
 
@@ -140,7 +157,9 @@ class Timeline:
         end = None if until is None and self.wal.unsettled is None else self.wal.end()
         if end is None or until == base or not self.wal.holds(base, until or end):
             target.directory.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.snapshots.path(base), target.snapshots.path(base))
+            with target.snapshots.path(base).open("wb") as file:
+                for piece in basebackup(self.snapshots.path(base), signal=signal_text("none")):
+                    file.write(piece)
             return base
         with replayed(
             self.snapshots,
@@ -187,6 +206,7 @@ class Timeline:
             bin_directory=self._bin,
             run_as=self._run_as,
             last_pgdata=self._last_pgdata(),
+            own=newest_open(self._own_wals()),
         ) as scratch:
             rest = self._at_rest(scratch)
             assert rest is not None
@@ -201,6 +221,8 @@ class Timeline:
         self.wal.adopt(rest.pgdata / "pg_wal", rest.lsn, rest.segment)
         self.snapshots.capture(rest.pgdata, rest.lsn, rest.segment.name)
         self.wal.settle()
+        for own in self._own_wals():
+            own.close()
         self.received = None
         self.wal.drop_before(self.snapshots.lsns()[0])
         return rest.lsn

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import enum
 import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,62 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Struct
 
 from trio_compute.host.files import write_atomically
 from trio_compute.host.run_as import RunAs
+from trio_compute.model.ids import is_hex_id
+
+
+class Service(enum.Enum):
+    """Name the services of the storage; the value is the scope that is good for all tenants there."""
+
+    PAGESERVER = "pageserverapi"
+    SAFEKEEPER = "safekeeperdata"
+
+
+_SCOPES = {
+    "tenant": "Tenant",
+    "tenantendpoint": "TenantEndpoint",
+    "pageserverapi": "PageServerApi",
+    "safekeeperdata": "SafekeeperData",
+    "generations_api": "GenerationsApi",
+    "admin": "Admin",
+    "infra": "Infra",
+    "scrubber": "Scrubber",
+    "controller_peer": "ControllerPeer",
+}
+"""The scopes that there are, and how the storage calls them when it refuses one."""
+
+
+class StorageClaims(Struct, frozen=True):
+    """Hold what a token for the storage claims."""
+
+    scope: str
+    tenant_id: str | None = None
+
+    @classmethod
+    def of(cls, claims: Mapping[str, Any]) -> StorageClaims:
+        """Return what claims mean to the storage; raise ValueError when they mean nothing."""
+        scope, tenant_id = claims.get("scope"), claims.get("tenant_id")
+        if scope not in _SCOPES:
+            raise ValueError("the token has no scope that there is")
+        if tenant_id is not None and not (isinstance(tenant_id, str) and is_hex_id(tenant_id)):
+            raise ValueError("the token has a tenant_id that is none")
+        return cls(scope, tenant_id and tenant_id.lower())
+
+    def require_tenant(self) -> None:
+        """Raise ValueError for the scope of one tenant that does not tell which; over libpq that ends the login."""
+        if self.scope == "tenant" and self.tenant_id is None:
+            raise ValueError("jwt token scope is Tenant, but tenant id is missing")
+
+    def refusal(self, tenant: str, service: Service) -> str | None:
+        """Return why these claims are not good for a tenant at a service, None if they are."""
+        if self.scope == service.value:
+            return None
+        if self.scope != "tenant":
+            return f"JWT scope '{_SCOPES[self.scope]}' is ineligible for {service.name.capitalize()} auth"
+        return None if self.tenant_id == tenant.lower() else "Tenant id mismatch. Permission denied"
 
 
 class Issuer:
@@ -63,6 +118,10 @@ class Issuer:
         if claims.get("exp", float("inf")) < time.time():
             raise ValueError("expired token")
         return claims
+
+    def storage_claims(self, token: str) -> StorageClaims:
+        """Return what a token claims towards the storage; raise ValueError when it is not a token for that."""
+        return StorageClaims.of(self.claims(token))
 
 
 def _base64(data: bytes) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ import msgspec
 from trio_compute.embedded.branches import MAIN, Branch, add_branch, load_identity
 from trio_compute.embedded.endpoints import Addresses, Endpoint, mode_settings, primary_conninfo, spec_of
 from trio_compute.embedded.http_services import ObjectFaults
+from trio_compute.embedded.own_wal import OwnWal
 from trio_compute.embedded.pageserver import Pageserver
 from trio_compute.embedded.receiver import Receiver, open_receiver
 from trio_compute.embedded.safekeeper import SafekeeperGroup
 from trio_compute.embedded.snapshots import Snapshots
 from trio_compute.embedded.timelines import Timeline
 from trio_compute.embedded.tokens import Issuer
-from trio_compute.embedded.wire import Session, WireError
 from trio_compute.errors import HostError
 from trio_compute.host.files import write_atomically
 from trio_compute.host.run_as import RunAs
@@ -55,8 +56,9 @@ class World:
         self.issuer = Issuer.load(directory / "issuer.key")
         self.timelines: dict[tuple[str, str], Timeline] = {}
         self.served: dict[tuple[str, str], Snapshots] = {}
-        for timeline_id in (self.identity.timeline_id, *(known.timeline_id for known in self.identity.branches)):
-            self._add_timeline(timeline_id)
+        self._add_timeline(self.identity.timeline_id, MAIN)
+        for known in self.identity.branches:
+            self._add_timeline(known.timeline_id, known.name)
         self.timeline = self.timelines[self.identity.tenant_id, self.timeline_id]
         self.snapshots = self.timeline.snapshots
         self.safekeepers = SafekeeperGroup(directory / "safekeepers", self.timelines)
@@ -68,17 +70,23 @@ class World:
         self.config_path = self.primary.config_path
         self._write_wrapper()
 
-    def _add_timeline(self, timeline_id: str) -> Timeline:
+    def _add_timeline(self, timeline_id: str, branch: str) -> Timeline:
         directory = self.directory / "timelines" / timeline_id
-        timeline = Timeline(timeline_id, directory, self.real_bin, self.run_as)
+        own_wals = partial(self._own_wals, branch)
+        timeline = Timeline(timeline_id, directory, self.real_bin, self.run_as, own_wals)
         key = (self.identity.tenant_id, timeline_id)
         self.timelines[key], self.served[key] = timeline, timeline.snapshots
         return timeline
 
     def _primary(self) -> Endpoint:
         if self.branch == MAIN:
+            OwnWal(self.directory / "pgdata").prepare(self.run_as)
             return Endpoint("primary", COMPUTE_ID, ENDPOINT_ID, self.directory)
         return self.endpoint("primary", "Primary")
+
+    def _own_wals(self, branch: str) -> list[OwnWal]:
+        """Return where the computes of a branch keep their WAL, the primary's first."""
+        return [OwnWal(pgdata) for pgdata in self._data_directories(branch)]
 
     def endpoint(self, name: str, mode: str | dict[str, str]) -> Endpoint:
         """Return one more compute on this branch, with a place of its own."""
@@ -89,6 +97,7 @@ class World:
                 place.chmod(0o755)
         except OSError as error:
             raise HostError(f"cannot use {directory}: {error.strerror}") from error
+        OwnWal(directory / "pgdata").prepare(self.run_as)
         unique = f"{self.branch}-{name}"
         return Endpoint(name, f"dev-{unique}", f"ep-{unique}", directory, mode)
 
@@ -150,8 +159,13 @@ class World:
 
     def data_directories(self) -> list[Path]:
         """Return where computes of this branch have or had their data, the primary's first."""
-        others = sorted((self.directory / "computes" / self.branch).glob("*/pgdata"))
-        return [self.pgdata, *(path for path in others if path != self.pgdata)]
+        return [path for path in self._data_directories(self.branch) if path == self.pgdata or path.exists()]
+
+    def _data_directories(self, branch: str) -> list[Path]:
+        """Return where computes of a branch may have their data, the primary's first."""
+        computes = self.directory / "computes" / branch
+        first = self.directory if branch == MAIN else computes / "primary"
+        return [path / "pgdata" for path in dict.fromkeys([first, *sorted(computes.glob("*"))])]
 
     def make_branch(self, name: str, at: Lsn | None = None) -> Lsn:
         """Make a branch of this one from its last state, or from an earlier one; return the LSN it begins at; blocking.
@@ -160,7 +174,7 @@ class World:
         for an LSN that is not kept.
         """
         self.identity.require_free(name)
-        timeline = self._add_timeline(secrets.token_hex(16))
+        timeline = self._add_timeline(secrets.token_hex(16), name)
         try:
             lsn = self.timeline.copy_state(timeline, at)
             branch = Branch(name, timeline.timeline_id, self.branch, str(lsn if at is None else at))
@@ -184,15 +198,6 @@ class World:
     def api_token(self, endpoint: Endpoint | None = None) -> str:
         """Return a token for the external API of a compute, the primary's unless told otherwise."""
         return self.issuer.sign({"compute_id": (endpoint or self.primary).compute_id})
-
-    def authenticate(self, _session: Session, password: str) -> None:
-        """Accept storage tokens of this tenant; raise WireError otherwise."""
-        try:
-            claims = self.issuer.claims(password)
-        except ValueError:
-            raise WireError("JWT authentication error", fatal=True) from None
-        if claims.get("tenant_id") != self.identity.tenant_id:
-            raise WireError("JWT authentication error", fatal=True)
 
     def config(
         self,

@@ -1,20 +1,30 @@
 #!/bin/sh
 # Stand between compute_ctl and a vanilla Postgres. Neon's own Postgres answers --sync-safekeepers by speaking the
 # walproposer's protocol; vanilla Postgres has no such flag, so this script asks the embedded safekeepers in its place.
-# Everything else goes to the real server unchanged.
+# Everything else goes to the real server; only the WAL is put beside the data directory, which the next start empties
+# although the WAL may hold commits that nobody else has (own_wal.py).
 set -eu
 real=@REAL_BIN@
 
+if [ "${1-}" = -D ] && [ -d "$2.wal" ] && [ -d "$2/pg_wal" ] && [ ! -L "$2/pg_wal" ]; then
+    rm -rf "$2.wal/pg_wal" "$2.wal/taken"
+    mv "$2/pg_wal" "$2.wal/pg_wal"
+    ln -s "$2.wal/pg_wal" "$2/pg_wal"
+fi
 [ "${1-}" = --sync-safekeepers ] || exec "$real/postgres" "$@"
 
-# No sed for these: each process would cost as much as the question itself.
+# No sed for these: each process would cost as much as the question itself. Blanks around the equals sign and quotes
+# around the value are as the spec's author or compute_ctl wrote them.
 safekeepers='' tenant='' timeline=''
-while IFS= read -r line; do
-    value=${line#*\'} value=${value%\'*}
-    case $line in
-    neon.safekeepers=*) safekeepers=$value ;;
-    neon.tenant_id=*) tenant=$value ;;
-    neon.timeline_id=*) timeline=$value ;;
+while IFS=' 	=' read -r name value; do
+    case $value in
+    \'*) value=${value#\'} value=${value%%\'*} ;;
+    *) value=${value%%[ 	#]*} ;;
+    esac
+    case $name in
+    neon.safekeepers) safekeepers=$value ;;
+    neon.tenant_id) tenant=$value ;;
+    neon.timeline_id) timeline=$value ;;
     esac
 done <"$PGDATA/postgresql.conf"
 case $safekeepers in g#*) safekeepers=${safekeepers#g#*:} ;; esac

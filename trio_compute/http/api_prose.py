@@ -90,6 +90,22 @@ They need no token and tell nothing that is worth one.
 | `/readyz` | Postgres takes connections and nobody is ending it, also while a change is being applied | before, after, and if the start failed | `readinessProbe`: send sessions here |
 | `/startupz` | the start is over, or there is no spec yet to start with | a start runs, or it failed | `startupProbe`: hold the other two back |
 
+A change that fails, which a user of the database may cause, alters none of the three: what counts is that Postgres
+runs. So it is with all routes that need SQL alone: `/check_writability`, `/insights`, `/dbs_and_roles`,
+`/database_schema`, `/extensions`, `/grants`, `/lfc/prewarm`, `/lfc/offload`, `/terminate?if_idle=true`.
+
+## Dumps, extensions, names that are no text
+
+A dump waits at most 5 s for a connection, 10 s for a lock, and takes at most 5 minutes: 504 before its first text, an
+answer that breaks off after. Four work at once; those that wait for a lock, or for their reader, do not count.
+
+`/extensions` runs no script of an extension where a user of the database could have put something that the script
+would find ([security.md](security.md)): 409 names what is in the way. 404 and 409 are for what whoever asks can mend,
+5xx for what the compute must answer for.
+
+Names that are not UTF-8 are left out of `/dbs_and_roles`, with one warning in the log. A dump of a database in which
+something cannot be converted to UTF-8 comes as it is, as `text/plain` without a charset.
+
 ## Ending only what is idle
 
 `POST /terminate?if_idle=true` ends the compute only if no session works, and knows it when it does: while it counts,

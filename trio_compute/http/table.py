@@ -46,12 +46,13 @@ def _error(description: str) -> Reply:
 
 
 WRONG_STATUS = _error("The status of the compute does not allow it.")
+NO_POSTGRES = _error("Postgres does not run, or is being ended.")
 TERMINATING = _error("The compute is terminating.")
 BAD_QUERY = _error("A parameter is missing or cannot be understood.")
 BUSY = _error("One that was begun earlier still runs.")
 INTERNAL = _error("It failed; the text says how.")
 TIMED_OUT = _error("Postgres did not do it in time.")
-SQL_PROBLEMS = {412: WRONG_STATUS, 500: INTERNAL, 503: TERMINATING, 504: TIMED_OUT}
+SQL_PROBLEMS = {412: NO_POSTGRES, 500: INTERNAL, 503: TERMINATING, 504: TIMED_OUT}
 NOT_FOUND = _error("An object that was named does not exist.")
 BODY_PROBLEMS = {
     400: _error("The body is not JSON, or what it says is not acceptable."),
@@ -80,7 +81,7 @@ CACHE_AND_PROMOTION: tuple[Operation, ...] = (
         handler=begin_prewarm,
         summary="Begin to fill the local file cache from a stored list of pages.",
         query=asked.PrewarmQuery,
-        replies={202: Reply(None, "It has begun."), 400: BAD_QUERY, 412: WRONG_STATUS, 429: BUSY, 503: TERMINATING},
+        replies={202: Reply(None, "It has begun."), 400: BAD_QUERY, 412: NO_POSTGRES, 429: BUSY, 503: TERMINATING},
     ),
     Operation(
         method="DELETE",
@@ -101,7 +102,7 @@ CACHE_AND_PROMOTION: tuple[Operation, ...] = (
         path="/lfc/offload",
         handler=begin_offload,
         summary="Begin to store the list of cached pages.",
-        replies={202: Reply(None, "It has begun."), 412: WRONG_STATUS, 429: BUSY, 503: TERMINATING},
+        replies={202: Reply(None, "It has begun."), 412: NO_POSTGRES, 429: BUSY, 503: TERMINATING},
     ),
     Operation(
         method="POST",
@@ -233,12 +234,10 @@ EXTERNAL: tuple[Operation, ...] = (
         summary="Tell the definitions of a database as SQL, as pg_dump writes them.",
         query=asked.SchemaQuery,
         replies={
-            200: Reply(str, "The definitions; broken off if pg_dump fails in the middle.", SQL_TEXT),
+            200: Reply(str, "The definitions; broken off if pg_dump fails in the middle, or takes too long.", SQL_TEXT),
             400: BAD_QUERY,
             404: _error("There is no such database."),
-            412: WRONG_STATUS,
-            500: INTERNAL,
-            503: TERMINATING,
+            **SQL_PROBLEMS,
         },
         waits=always,
     ),
@@ -324,7 +323,7 @@ INTERNAL_ONLY: tuple[Operation, ...] = (
             201: Reply(told.ExtensionResponse, "It is installed at that version."),
             **BODY_PROBLEMS,
             404: NOT_FOUND,
-            409: _error("There is no such version, or no way to it."),
+            409: _error("The catalog does not allow it: the text has the reason, and what is in the way."),
             **SQL_PROBLEMS,
         },
         needs_token=False,
@@ -339,7 +338,7 @@ INTERNAL_ONLY: tuple[Operation, ...] = (
             201: Reply(told.GrantsResponse, "The role has it."),
             **BODY_PROBLEMS,
             404: NOT_FOUND,
-            409: _error("Something is left to grant, and the server is read-only."),
+            409: _error("The catalog or a read-only server does not allow it; the text says why."),
             **SQL_PROBLEMS,
         },
         needs_token=False,

@@ -6,7 +6,7 @@ import enum
 
 from msgspec import Struct
 
-from trio_compute.settings import Deadlines
+from trio_compute.deadlines import Deadlines
 
 
 class Ending(enum.Enum):

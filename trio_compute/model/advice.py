@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from trio_compute.model.catalog_rules import is_md5
 from trio_compute.model.conf_rules import conf_warnings, library_warnings
 from trio_compute.model.parsed import SETTINGS, setting_path
 from trio_compute.model.problems import Path, Problem
@@ -23,6 +24,7 @@ def contradictions(spec: ComputeSpec) -> Iterator[Problem]:
     yield from _fallbacks(spec)
     yield from _endpoint_storage(spec)
     yield from _repeated_names(spec)
+    yield from _weak_verifiers(spec)
     for warning in conf_warnings(spec):
         hint = "leave one of the two out"
         also: tuple[Path, ...] = (("skip_pg_catalog_updates",),)
@@ -121,3 +123,14 @@ def _repeated_names(spec: ComputeSpec) -> Iterator[Problem]:
                     hint="keep one entry",
                 )
             seen.add(name)
+
+
+def _weak_verifiers(spec: ComputeSpec) -> Iterator[Problem]:
+    """Yield the passwords that whoever reads them can log in with (T-20)."""
+    for number, role in enumerate(spec.cluster.roles):
+        if role.encrypted_password is not None and is_md5(role.encrypted_password):
+            yield Problem(
+                path=("cluster", "roles", number, "encrypted_password"),
+                message="the password is an md5 hash: members of pg_read_all_data can read it, and log in with it",
+                hint="give a SCRAM-SHA-256 verifier, which shows nobody the way in",
+            )

@@ -12,7 +12,7 @@ from trio_compute.errors import SpecError
 from trio_compute.model.catalog_rules import catalog_problems, catalog_warnings
 from trio_compute.model.conf_rules import conf_problems, conf_warnings, library_warnings
 from trio_compute.model.ids import INVALID_LSN, Lsn, TenantId, TimelineId, is_hex_id, shard_index
-from trio_compute.model.problems import Path, Problem
+from trio_compute.model.problems import Path, Problem, json_path
 from trio_compute.model.spec import (
     ComputeSpec,
     Pageserver,
@@ -73,6 +73,8 @@ def parse_spec(spec: ComputeSpec) -> ParsedSpec:
     except StopIteration as end:
         parsed: ParsedSpec = end.value
         return parsed
+    if problem.is_told_whole:
+        raise SpecError(f"{problem.message} (hint: {problem.hint})", path=json_path(problem.path))
     raise SpecError(problem.message)
 
 

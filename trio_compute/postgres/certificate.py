@@ -8,11 +8,11 @@ from pathlib import Path
 import trio
 from msgspec import Struct
 
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import HostError
 from trio_compute.host.files import write_bytes_atomically
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.spec import TlsConfig
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 KEY_FILE = "server.key"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
 from trio_compute.host.process import Child, spawn
 from trio_compute.host.reaper import own_children
@@ -17,7 +18,6 @@ from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.ending import Exit, Urgency
 from trio_compute.postgres.logs import collect_logs
 from trio_compute.postgres.stop import stop_child
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 FIRST_POLL_SECONDS = 0.002

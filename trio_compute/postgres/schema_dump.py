@@ -1,16 +1,19 @@
-"""One pg_dump of a database's definitions, read while it is made (contract 06 §6, R-11)."""
+"""One pg_dump of a database's definitions, read while it is made (contract 06 §6, R-11, 11 T-13)."""
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import trio
 
-from trio_compute.errors import HostError, PostgresError, cause_chain
+from trio_compute.deadlines import Deadlines
+from trio_compute.errors import HostError, PostgresError, TimedOut, cause_chain
 from trio_compute.host.process import kill_politely, reap, spawn
 from trio_compute.host.run_as import RunAs
+from trio_compute.postgres.dump_places import DumpPlaces
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
 
@@ -19,41 +22,72 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 2.0
 MAX_STDERR_BYTES = 16 * 1024
+UTF8 = "UTF8"
+KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")
+# What libpq and a server whose messages are in English say; pg_dump passes on no SQLSTATE.
+_CONNECT_TIMEOUT = b"timeout expired"
+_LOCK_TIMEOUTS = (b"canceling statement due to statement timeout", b"canceling statement due to lock timeout")
 
 log = get_logger("schema_dump")
 
 
-def dump_arguments(program: str, target: Target) -> list[str]:
+def dump_arguments(program: str, target: Target, deadlines: Deadlines) -> list[str]:
     """Return the command line, which everybody can read: nothing secret is in it."""
     return [
         *(program, "--host", target.host, "--port", str(target.port), "--username", target.user),
+        f"--lock-wait-timeout={round(deadlines.dump_lock * 1000)}ms",
         "--schema-only",
     ]
 
 
-def dump_environ(environ: Mapping[str, str], target: Target, database: str) -> dict[str, str]:
-    """Return the environment, which tells pg_dump all the rest; the name of the database is taken as it is."""
+def dump_environ(
+    environ: Mapping[str, str],
+    target: Target,
+    database: str,
+    *,
+    name: str,
+    options: str,
+    encoding: str,
+    deadlines: Deadlines,
+) -> dict[str, str]:
+    """Return the environment, which tells pg_dump all the rest; the name of the database is taken as it is.
+
+    Of ours it gets what a program needs to be found and to load; `options` are those of its session.
+    """
     known = target.conninfo()
     ours = {
         "PGDATABASE": database,
         "PGPASSWORD": known["password"],
-        "PGOPTIONS": known["options"],
-        "PGAPPNAME": "compute_ctl:database_schema",
+        # So that we know a timeout from another failure, and so that a session ends with its pg_dump.
+        "PGOPTIONS": f"{options} -c lc_messages=C -c client_connection_check_interval=1000".lstrip(),
+        "PGAPPNAME": name,
         # Not what the database has: the answer says that it is UTF-8.
-        "PGCLIENTENCODING": known["client_encoding"],
+        "PGCLIENTENCODING": encoding,
+        "PGCONNECT_TIMEOUT": str(math.ceil(deadlines.dump_connect)),
         "PGSSLMODE": known["sslmode"],
         "PGGSSENCMODE": known["gssencmode"],
         "PGPASSFILE": known["passfile"],
         "LC_ALL": "C",
     }
-    return {**environ, **{name: value for name, value in ours.items() if value}}
+    kept = {name: environ[name] for name in KEPT_VARIABLES if name in environ}
+    return {**kept, **{name: value for name, value in ours.items() if value}}
 
 
 class SchemaDump:
     """Hold one dump: `run` owns the child, whoever iterates reads what it writes, `aclose` ends it."""
 
-    def __init__(self, argv: Sequence[str], environ: Mapping[str, str], run_as: RunAs, slots: trio.Semaphore) -> None:
-        self._argv, self._environ, self._run_as, self._slots = argv, environ, run_as, slots
+    def __init__(
+        self,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+        run_as: RunAs,
+        places: DumpPlaces,
+        deadlines: Deadlines,
+        *,
+        name: str,
+    ) -> None:
+        self._argv, self._environ, self._run_as = argv, environ, run_as
+        self._places, self._deadlines, self._name = places, deadlines, name
         self._scope = trio.CancelScope()
         self._over = trio.Event()
         self._send, self._receive = trio.open_memory_channel[bytes](0)
@@ -64,12 +98,14 @@ class SchemaDump:
         self._has_begun = False
 
     async def run(self) -> None:
-        """Run pg_dump to its end, or until `aclose`; at most as many at once as there are slots."""
+        """Run pg_dump to its end, to its limit, or until `aclose`; it waits for a place first."""
         self._has_begun = True
+        total = self._deadlines.dump_total
         try:
-            with self._scope, self._send:
-                async with self._slots:
-                    await self._run_child()
+            with trio.move_on_after(total) as limit, self._scope, self._send:
+                await self._run_in_place()
+            if limit.cancelled_caught:
+                self._error = TimedOut(f"the dump, with the wait for its turn, took more than {total:g} s")
         except HostError as error:
             self._unusable = error
         except Exception as error:  # noqa: BLE001  (nobody else would hear of it; the reader finds the dump unfinished)
@@ -90,6 +126,11 @@ class SchemaDump:
                 raise PostgresError("failed to execute pg_dump") from self._unusable
             return False
         return True
+
+    @property
+    def is_utf8(self) -> bool:
+        """Tell whether the text is UTF-8, as far as that depends on us."""
+        return self._environ.get("PGCLIENTENCODING", UTF8) == UTF8
 
     @property
     def failure(self) -> PostgresError | None:
@@ -121,6 +162,13 @@ class SchemaDump:
             with trio.CancelScope(shield=True):
                 await self._over.wait()
 
+    async def _run_in_place(self) -> None:
+        await self._places.enter(self._name)
+        try:
+            await self._run_child()
+        finally:
+            self._places.end(self._name)
+
     async def _run_child(self) -> None:
         process = await spawn(self._argv, environ=self._environ, run_as=self._run_as, stdout=subprocess.PIPE)
         assert process.stdout is not None
@@ -129,6 +177,8 @@ class SchemaDump:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drain_stderr, process.stderr)
                 async for chunk in process.stdout:
+                    # It has read the catalog; from here on it waits for its reader.
+                    self._places.leave(self._name)
                     await self._send.send(bytes(chunk))
             self._judge(await reap(process))
         finally:
@@ -146,4 +196,12 @@ class SchemaDump:
         said = brief(self._stderr.decode(errors="replace"))
         if said:
             log.warning("pg_dump", said=said, code=code)
-        self._error = None if code == 0 else PostgresError(f"pg_dump failed with code {code}: {said}".rstrip(": "))
+        self._error = None if code == 0 else self._failure(f"pg_dump failed with code {code}: {said}".rstrip(": "))
+
+    def _failure(self, text: str) -> PostgresError:
+        limits = self._deadlines
+        if any(words in self._stderr for words in _LOCK_TIMEOUTS):
+            return TimedOut(f"somebody holds a lock that the dump needs, for more than {limits.dump_lock:g} s")
+        if _CONNECT_TIMEOUT in self._stderr:
+            return TimedOut(f"Postgres does not accept a connection within {limits.dump_connect:g} s")
+        return PostgresError(text)

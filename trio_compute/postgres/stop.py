@@ -7,10 +7,10 @@ import signal
 import trio
 from msgspec import Struct
 
+from trio_compute.deadlines import Deadlines
 from trio_compute.host.process import Child
 from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.ending import Exit, Urgency
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 log = get_logger("postmaster")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,12 @@ from trio_compute.settings import Settings
 if TYPE_CHECKING:
     from trio_compute.plan.remote_extensions import Archive
     from trio_compute.postgres.communicator import PostgresMetrics
+    from trio_compute.postgres.dump_places import DumpPlaces
     from trio_compute.postgres.extension_staging import Places
     from trio_compute.postgres.installation import Installation
     from trio_compute.postgres.schema_dump import SchemaDump
 
-SCHEMA_DUMPS_AT_ONCE = 4
+DUMP_NAME = "compute_ctl:database_schema"
 
 
 class PostgresTools:
@@ -30,7 +32,8 @@ class PostgresTools:
     pgbin: Path
 
     def __init__(self) -> None:
-        self._dump_slots = trio.Semaphore(SCHEMA_DUMPS_AT_ONCE)
+        self._dump_places: DumpPlaces | None = None
+        self._dump_numbers = count(1)
 
     def _environ(self, parsed: ParsedSpec | None) -> dict[str, str]:
         raise NotImplementedError
@@ -64,22 +67,41 @@ class PostgresTools:
         assert base_url is not None
         return await fetch_extension(base_url, archive, places, deadlines=self.settings.deadlines)
 
-    def schema_dump(self, database: str) -> SchemaDump:
+    def schema_dump(self, database: str, encoding: str) -> SchemaDump:
         """Return a dump of a database's definitions that is not started yet."""
+        from trio_compute.db.maintenance import fortress_options
         from trio_compute.db.target import Target
         from trio_compute.postgres.binaries import sibling
+        from trio_compute.postgres.dump_places import DumpPlaces
         from trio_compute.postgres.schema_dump import SchemaDump, dump_arguments, dump_environ
 
-        target = Target.parse(self.settings.connstr)
-        argv = dump_arguments(str(sibling(self.pgbin, "pg_dump")), target)
-        environ = dump_environ(self._environ(None), target, database)
-        return SchemaDump(argv, environ, self.run_as, self._dump_slots)
+        target, limits = Target.parse(self.settings.connstr), self.settings.deadlines
+        name = f"{DUMP_NAME}:{next(self._dump_numbers)}"
+        argv = dump_arguments(str(sibling(self.pgbin, "pg_dump")), target, limits)
+        environ = dump_environ(
+            self._environ(None),
+            target,
+            database,
+            name=name,
+            options=fortress_options(self.settings.connstr, limits),
+            encoding=encoding,
+            deadlines=limits,
+        )
+        if self._dump_places is None:
+            self._dump_places = DumpPlaces(self.dumps_that_wait)
+        return SchemaDump(argv, environ, self.run_as, self._dump_places, limits, name=name)
 
-    async def database_exists(self, database: str) -> bool:
-        """Tell whether Postgres has a database of this name."""
-        from trio_compute.db.database_exists import database_exists
+    async def dumps_that_wait(self, names: Collection[str]) -> set[str]:
+        """Return those of some dumps that wait for a lock."""
+        from trio_compute.db.dump_waits import dumps_that_wait
 
-        return await database_exists(self.settings.connstr, database, self.settings.deadlines)
+        return await dumps_that_wait(self.settings.connstr, names, self.settings.deadlines)
+
+    async def database_encoding(self, database: str) -> str | None:
+        """Return the encoding of a database, None if Postgres has none of this name."""
+        from trio_compute.db.database_encoding import database_encoding
+
+        return await database_encoding(self.settings.connstr, database, self.settings.deadlines)
 
     async def check_accepting(self) -> None:
         """Return if pg_isready says that Postgres accepts connections."""

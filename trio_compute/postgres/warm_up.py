@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import HostError, PostgresError
 from trio_compute.host.files import write_atomically
 from trio_compute.host.process import run_command
@@ -17,7 +18,6 @@ from trio_compute.lifecycle.cell import Cell
 from trio_compute.lifecycle.ending import Urgency
 from trio_compute.postgres.pgdata import recreate
 from trio_compute.postgres.postmaster import open_postmaster, wait_ready
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.logging import get_logger
 
 CONFIGURATION = "shared_buffers=65536\nport=51055\nshared_preload_libraries = 'neon'\n"

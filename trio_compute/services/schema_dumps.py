@@ -4,19 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trio_compute.errors import NotFound, PostgresError
+from trio_compute.errors import NotFound, PostgresError, TimedOut
 from trio_compute.services.life import Life
 
 if TYPE_CHECKING:
     from trio_compute.postgres.schema_dump import SchemaDump
 
+UTF8 = "UTF8"  # as Postgres writes it
+# Postgres converts nothing then.
+AS_IT_IS = "SQL_ASCII"
+
 
 async def begin_schema_dump(life: Life, database: str) -> SchemaDump:
     """Return a dump that has begun to write; whoever takes it must close it.
 
-    Raises NotFound, PostgresError if pg_dump fails before it has written anything, Ended.
+    It is in UTF-8, unless something in the catalog cannot be converted: then it comes as it is (T-06).
+
+    Raises NotFound, TimedOut and other PostgresErrors if pg_dump fails before it has written anything, Ended.
     """
-    dump = life.host.schema_dump(database)
+    dump, has_text = await _begun(life, database, UTF8)
+    if has_text:
+        return dump
+    encoding = await life.host.database_encoding(database)
+    if encoding is None:
+        raise NotFound("database does not exist")
+    if encoding != UTF8:
+        dump, has_text = await _begun(life, database, AS_IT_IS)
+    if has_text:
+        return dump
+    raise PostgresError("failed to execute pg_dump") from dump.failure
+
+
+async def _begun(life: Life, database: str, encoding: str) -> tuple[SchemaDump, bool]:
+    """Return a dump, and whether it has text; raise what ended it if that was a limit, or no dump at all."""
+    dump = life.host.schema_dump(database, encoding)
     life.errands.begin(dump.run)
     has_text = False
     try:
@@ -24,8 +45,6 @@ async def begin_schema_dump(life: Life, database: str) -> SchemaDump:
     finally:
         if not has_text:
             await dump.aclose()
-    if has_text:
-        return dump
-    if not await life.host.database_exists(database):
-        raise NotFound("database does not exist")
-    raise PostgresError("failed to execute pg_dump") from dump.failure
+    if not has_text and isinstance(dump.failure, TimedOut):
+        raise dump.failure
+    return dump, has_text

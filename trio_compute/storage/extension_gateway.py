@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import ComputeError, RemoteError
 from trio_compute.plan.remote_extensions import Archive
 from trio_compute.plan.schedules import EXTENSION_PAUSES_SECONDS
 from trio_compute.postgres.extension_archive import ArchiveUnpacker, Limits
 from trio_compute.postgres.extension_staging import Places, open_staging
-from trio_compute.settings import Deadlines
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger
 from trio_compute.telemetry.metrics import REMOTE_EXTENSION_REQUESTS, metrics

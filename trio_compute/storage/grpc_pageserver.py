@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 import trio
 
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import SpecError, StorageError
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import Lsn, shard_index
 from trio_compute.model.parsed import ParsedSpec, shard_zero_url, split_host_port
 from trio_compute.plan.lease import LeaseTarget, LeaseTerms
-from trio_compute.settings import Deadlines
 from trio_compute.storage import page_api
 from trio_compute.storage.interruptible import Inflow, run_interruptible
 from trio_compute.storage.pageserver import Received, receive_basebackup

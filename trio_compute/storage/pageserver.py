@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from trio_compute.db.target import Target
+from trio_compute.deadlines import Deadlines
 from trio_compute.errors import SpecError, StorageError
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN, Lsn
 from trio_compute.model.parsed import ParsedSpec, shard_zero_url
 from trio_compute.model.spec import PageserverProtocol
-from trio_compute.settings import Deadlines
 from trio_compute.storage.interruptible import Inflow, run_interruptible
 from trio_compute.storage.texts import brief
 from trio_compute.telemetry.logging import get_logger

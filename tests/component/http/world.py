@@ -17,6 +17,7 @@ import trio
 from tests.component.http.tokens import COMPUTE_ID, ED25519_JWK, bearer
 from tests.fakes import specs
 from tests.fakes.host import FakeHost
+from trio_compute.deadlines import Deadlines
 from trio_compute.http.exchange import App
 from trio_compute.http.serve import serve_app
 from trio_compute.http.servers import HttpServers
@@ -28,7 +29,6 @@ from trio_compute.model.ids import Lsn
 from trio_compute.postgres.postmaster import Postmaster
 from trio_compute.services.apply_queue import Job
 from trio_compute.services.life import Life
-from trio_compute.settings import Deadlines
 from trio_compute.telemetry.spans import Recorder
 
 STARTED_AT = dt.datetime(2026, 3, 4, 5, 6, 7, tzinfo=dt.UTC)

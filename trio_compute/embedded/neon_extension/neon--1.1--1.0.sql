@@ -4,3 +4,6 @@
 CREATE OR REPLACE FUNCTION neon_stand_in_version() RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ SELECT text '1.0' $$;
+
+DROP VIEW neon_lfc_stats;
+DROP FUNCTION neon_get_lfc_stats();

@@ -11,6 +11,7 @@ from trio_compute.lifecycle import events as ev
 from trio_compute.lifecycle.status import Status
 from trio_compute.model.parsed import ParsedSpec, parse_spec
 from trio_compute.model.requests import ConfigureRequest
+from trio_compute.plan.catalog.wanted import wanted_of
 from trio_compute.services.apply_queue import Aborted, Job, Rejected, Succeeded
 from trio_compute.services.configure import refuse_another_identity
 from trio_compute.services.errands import Ended
@@ -23,6 +24,7 @@ async def configure(context: Context, request: Request) -> Answer:
     With `dry_run=true` the answer is what would be done, and nothing is.
     """
     parsed = _parsed(request.body)
+    _require_possible(context, parsed)
     if request.query.dry_run:
         return await _preview(context, parsed)
     outcome = await _job(context, parsed, request.headers.get("idempotency-key")).outcome()
@@ -54,6 +56,16 @@ def _parsed(body: ConfigureRequest) -> ParsedSpec:
     parsed = parse_spec(body.spec)
     learn_spec(parsed)
     return parsed
+
+
+def _require_possible(context: Context, parsed: ParsedSpec) -> None:
+    """Raise SpecError for all that can be known before the status changes (C-16)."""
+    settings, host = context.compute.settings, context.host
+    wanted_of(parsed, privileged_role=settings.privileged_role_name, lakebase=settings.lakebase_mode)
+    if context.compute.state.status is Status.EMPTY:
+        host.require_startable(parsed)
+    else:
+        host.render_postgresql_conf(parsed)
 
 
 def _find(context: Context, parsed: ParsedSpec, key: str | None) -> Job | None:

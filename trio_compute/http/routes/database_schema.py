@@ -14,4 +14,5 @@ async def database_schema(context: Context, request: Request) -> Streamed:
     """Stream what pg_dump writes; a dump that fails in its middle breaks the answer off (R-11, A-17)."""
     require_names(database=request.query.database)
     require_postgres(context.compute)
-    return Streamed(200, CONTENT_TYPE, await begin_schema_dump(context, request.query.database))
+    dump = await begin_schema_dump(context, request.query.database)
+    return Streamed(200, CONTENT_TYPE if dump.is_utf8 else CONTENT_TYPE.partition(";")[0], dump)

@@ -6,7 +6,7 @@ from functools import partial
 
 from trio_compute.http.context import Context
 from trio_compute.http.operation import Answer, Request, ok
-from trio_compute.http.problems import explained, require_names, require_running
+from trio_compute.http.problems import explained, require_names, require_postgres
 from trio_compute.model.requests import ExtensionRequest
 from trio_compute.model.responses import ExtensionResponse
 
@@ -14,7 +14,7 @@ from trio_compute.model.responses import ExtensionResponse
 async def extensions(context: Context, request: Request) -> Answer:
     """Bring an extension of a database to a version, and answer when that is done."""
     wanted: ExtensionRequest = request.body
-    require_running(context.compute)
+    require_postgres(context.compute)
     require_names(extension=wanted.extension, database=wanted.database, version=wanted.version)
     install = partial(context.host.install_extension, wanted.database, wanted.extension, wanted.version)
     with explained("failed to install extension"):

@@ -7,7 +7,7 @@ from functools import partial
 
 from trio_compute.http.context import Context
 from trio_compute.http.operation import Answer, Request, ok
-from trio_compute.http.problems import Problem, explained, require_names, require_running
+from trio_compute.http.problems import Problem, explained, require_names, require_postgres
 from trio_compute.model.requests import GrantsRequest, Privilege
 from trio_compute.model.responses import GrantsResponse
 
@@ -17,7 +17,7 @@ ON_SCHEMAS = frozenset({"USAGE", "CREATE"})
 async def grants(context: Context, request: Request) -> Answer:
     """Grant what a role lacks on a schema, and answer when that is done."""
     wanted: GrantsRequest = request.body
-    require_running(context.compute)
+    require_postgres(context.compute)
     require_names(database=wanted.database, schema=wanted.schema, role=wanted.role)
     _require_meaning(wanted.privileges)
     grant = partial(context.host.grant_on_schema, wanted.database, wanted.schema, wanted.role, wanted.privileges)

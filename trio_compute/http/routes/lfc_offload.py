@@ -6,7 +6,7 @@ import trio
 
 from trio_compute.http.context import Context
 from trio_compute.http.operation import Answer, Request, ok
-from trio_compute.http.problems import Problem, require_running
+from trio_compute.http.problems import Problem, require_postgres
 
 
 async def offload_state(context: Context, _request: Request) -> Answer:
@@ -18,7 +18,7 @@ async def offload_state(context: Context, _request: Request) -> Answer:
 async def begin_offload(context: Context, _request: Request) -> Answer:
     """Begin to store the list of cached pages; the state tells what becomes of it."""
     await trio.lowlevel.checkpoint()
-    require_running(context.compute)
+    require_postgres(context.compute)
     if not context.lfc.begin_offload():
         raise Problem(429, "Multiple requests for prewarm offload are not allowed")
     return Answer(202)

@@ -6,7 +6,7 @@ import trio
 
 from trio_compute.http.context import Context
 from trio_compute.http.operation import Answer, Request, ok
-from trio_compute.http.problems import Problem, require_running
+from trio_compute.http.problems import Problem, require_postgres
 from trio_compute.storage.endpoint_storage import valid_endpoint_id
 
 
@@ -22,7 +22,7 @@ async def begin_prewarm(context: Context, request: Request) -> Answer:
     from_endpoint = request.query.from_endpoint
     if from_endpoint is not None and not valid_endpoint_id(from_endpoint):
         raise Problem(400, "failed to deserialize query string: `from_endpoint` is not an endpoint id")
-    require_running(context.compute)
+    require_postgres(context.compute)
     if not context.lfc.begin_prewarm(from_endpoint):
         raise Problem(429, "Multiple requests for prewarm are not allowed")
     return Answer(202)

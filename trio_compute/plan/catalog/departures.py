@@ -3,7 +3,7 @@
 Whatever is cut, the same plan made again goes on from there; only `DROP ROLE`, which Postgres refuses while anything
 still refers to the role, ends it. Nothing changes hands upwards: what a role leaves goes to the owner of the database
 if the role could act as that one anyway, else to an heir, a role of ours that can neither log in nor do anything, and
-of which the owner of the database is a member.
+of which nobody is a member: code that the role left in tables, views and indexes can then do nothing for anybody.
 """
 
 from __future__ import annotations
@@ -90,22 +90,13 @@ def _end_sessions(role: int) -> str:
 
 
 def make_heirs(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
-    """Plan an heir for each database where a role leaves what its owner must not have, and that owner as a member."""
+    """Plan an heir for each database where a role leaves what its owner must not have."""
     leaving = leavers(wanted, state)
     for name, facts in list(state.databases.items()):
-        if not any(_leaves_to_heir(role, name, facts, state) for role in leaving):
-            continue
-        if facts.heir is None:
-            facts = state.databases[name] = structs.replace(facts, heir=_free_name(facts.oid, state))  # noqa: PLW2901
-            yield _new_heir(name, str(facts.heir), state)
-        owner = state.roles.get(facts.owner, RoleFacts())
-        if not owner.is_superuser and facts.owner not in {*leaving, facts.heir}:
-            yield Operation(
-                what=f"let {facts.owner} act for {facts.heir}",
-                why=f"it owns database {name}, whose deleted roles leave something behind",
-                statement=f"GRANT {identifier(str(facts.heir))} TO {identifier(facts.owner)}",
-                subject=Subject("role", str(facts.heir)),
-            )
+        if facts.heir is None and any(_leaves_to_heir(role, name, facts, state) for role in leaving):
+            heir = _free_name(facts.oid, state)
+            state.databases[name] = structs.replace(facts, heir=heir)
+            yield _new_heir(name, heir, state)
 
 
 def _leaves_to_heir(role: str, database: str, facts: DatabaseFacts, state: Snapshot) -> bool:

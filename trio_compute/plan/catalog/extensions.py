@@ -129,6 +129,9 @@ def handle_neon_extension(_wanted: Wanted, state: Snapshot, warnings: list[str])
     if facts is None and "neon" not in state.available_extensions:
         warnings.append("extension neon is not there to be installed")
         return
+    if facts is not None and not facts.is_ours:
+        warnings.append("extension neon was installed by a tenant, who can add to it; the compute leaves it alone")
+        return
     state.extensions["neon"] = ExtensionFacts("neon")
     if facts is None:
         statement = "CREATE EXTENSION neon WITH SCHEMA neon"

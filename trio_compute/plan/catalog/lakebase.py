@@ -128,13 +128,13 @@ def _note_platform_roles(state: Snapshot) -> Operation:
 
 
 def alter_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
-    """Plan the statement timeout of reader roles."""
+    """Plan the statement timeout of reader roles, as far as they are the platform's."""
     timeout = wanted.reader_statement_timeout
     if not wanted.lakebase or timeout in {None, "", "0"}:
         return
     setting = f"statement_timeout={timeout}"
-    for name, facts in state.roles.items():
-        if _READER.match(name) and setting not in facts.settings:
+    for name, facts in list(state.roles.items()):
+        if _READER.match(name) and _is_platform_role(name, wanted, state) and setting not in facts.settings:
             state.roles[name] = structs.replace(facts, settings=facts.settings | {setting})
             yield Operation(
                 what=f"limit the statements of role {name}",
@@ -194,7 +194,7 @@ def create_misc(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterato
     if not wanted.lakebase:
         return
     facts, limit = state.roles.get(MONITOR), f"statement_timeout={_MONITOR_LIMIT}"
-    if facts is not None and limit not in facts.settings:
+    if facts is not None and limit not in facts.settings and _is_platform_role(MONITOR, wanted, state):
         state.roles[MONITOR] = structs.replace(facts, settings=facts.settings | {limit})
         yield Operation(
             what=f"limit the statements of role {MONITOR}",

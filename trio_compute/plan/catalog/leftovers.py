@@ -33,11 +33,10 @@ greatest(10, least(500,
 _DEFINERS = """\
 SELECT p.oid::pg_catalog.regprocedure::pg_catalog.text FROM pg_catalog.pg_proc p
 WHERE p.prosecdef AND p.proowner OPERATOR(pg_catalog.=) {role}"""
-# Kinds that a superuser alone may own: they change hands upwards, and therefore stand still.
+# Kinds that a superuser alone may own. An event trigger is nothing but code, which must not go to one; it goes.
 _FOR_SUPERUSERS = """\
 SELECT pg_catalog.format('event trigger %I', t.evtname),
-       pg_catalog.format('ALTER EVENT TRIGGER %1$I DISABLE; ALTER EVENT TRIGGER %1$I OWNER TO %2$I',
-                         t.evtname, {superuser})
+       pg_catalog.format('DROP EVENT TRIGGER %I', t.evtname)
 FROM pg_catalog.pg_event_trigger t WHERE t.evtowner OPERATOR(pg_catalog.=) {role}
 UNION ALL
 SELECT pg_catalog.format('foreign data wrapper %I', w.fdwname),
@@ -131,7 +130,7 @@ def move_all(role: int, heir: str, *, major: int, is_powerless: bool) -> str:
     body = f"""\
     FOR item, command IN SELECT * FROM ({stranded}) AS stranded LOOP
         EXECUTE command;
-        {warning("%s can belong to a superuser only and is out of use: its owner was deleted", "item")}
+        {warning("%s can belong to a superuser only and is of no use any more: its owner was deleted", "item")}
     END LOOP;
     {_harmless(str(role))}
     EXECUTE pg_catalog.format('REASSIGN OWNED BY %I TO %I', {_name_of(role)}, {heir});

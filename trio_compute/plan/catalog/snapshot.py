@@ -46,11 +46,12 @@ class DatabaseFacts(Struct, frozen=True):
 
 
 class ExtensionFacts(Struct, frozen=True):
-    """Hold an extension of the system database."""
+    """Hold an extension of the system database; who owns one may add to it, so `is_ours` tells if a superuser does."""
 
     schema: str
     relocatable: bool = True
     up_to_date: bool = True
+    is_ours: bool = True
 
 
 class SchemaFacts(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Tables that once held what are notes now: which of them can be believed (contract 11 T-04)."""
+"""Which schemas and tables are a superuser's, so that nobody can have put his own in their place (contract 11 T-04)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import psycopg
 from msgspec import Struct
 
 from trio_compute.db.maintenance import Connection
+from trio_compute.errors import PostgresError
 
 # pg_database_owner stands for whoever owns the database; what it owns is a superuser's if that one is.
 REAL_OWNER = """\
@@ -17,6 +18,22 @@ CASE WHEN o.rolname OPERATOR(pg_catalog.=) 'pg_database_owner'
            JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) d.datdba
            WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
      ELSE o.rolsuper END"""
+SCHEMAS = f"""\
+SELECT n.nspname::pg_catalog.text, o.rolname::pg_catalog.text,
+       {REAL_OWNER}
+       AND (n.nspname OPERATOR(pg_catalog.=) 'public' OR NOT EXISTS (
+            SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) p.proowner
+            WHERE p.pronamespace OPERATOR(pg_catalog.=) n.oid AND NOT r.rolsuper
+            UNION ALL
+            SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) c.relowner
+            WHERE c.relnamespace OPERATOR(pg_catalog.=) n.oid AND NOT r.rolsuper)),
+       ARRAY(SELECT coalesce(g.rolname::pg_catalog.text, 'public')
+             FROM pg_catalog.aclexplode(n.nspacl) AS entry
+             LEFT JOIN pg_catalog.pg_authid g ON g.oid OPERATOR(pg_catalog.=) entry.grantee
+             WHERE entry.privilege_type OPERATOR(pg_catalog.=) 'CREATE'
+               AND entry.grantee OPERATOR(pg_catalog.<>) n.nspowner AND NOT coalesce(g.rolsuper, false))
+FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_authid o ON o.oid OPERATOR(pg_catalog.=) n.nspowner
+WHERE (n.nspname OPERATOR(pg_catalog.=) 'public' OR pg_catalog.starts_with(n.nspname::pg_catalog.text, 'neon'))"""
 _TABLES = f"""\
 SELECT pg_catalog.format('%%s.%%s', n.nspname, c.relname), c.oid::int8,
        r.rolsuper AND c.relkind OPERATOR(pg_catalog.=) 'r',
@@ -61,6 +78,13 @@ async def is_unclaimed(connection: Connection, name: str) -> bool:
     """Tell whether a table is not there, and its schema is a superuser's or not there either."""
     schema = await connection.rows(_SCHEMA, name.partition(".")[0])
     return schema in ([], [(True,)]) and not await former_tables(connection, [name])
+
+
+async def require_own_schema(connection: Connection, name: str) -> None:
+    """Raise PostgresError unless a schema is a superuser's with all that is in it, so that nobody can replace that."""
+    found = await connection.rows(f"{SCHEMAS} AND n.nspname OPERATOR(pg_catalog.=) %s", name)
+    if not any(is_ours and not open_to for _, _, is_ours, open_to in found):
+        raise PostgresError(f"schema {name} is not there, or not the compute's: nothing in it is called")
 
 
 async def read_unless_locked(connection: Connection, name: str, query: str) -> list[tuple[Any, ...]]:
