@@ -6,6 +6,7 @@ import contextlib
 import signal
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from trio_compute.errors import PostgresError
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.plan.preview import PhaseView
 from trio_compute.ports import Host
+from trio_compute.services.schema_dumps import begin_schema_dump
 from trio_compute.settings import Deadlines
 from trio_compute.telemetry.spans import Recorder
 
@@ -72,19 +74,19 @@ class Ours:
 
     async def dump(self, database: str) -> str:
         """Return the schema of a database as `/database_schema` does; raise PostgresError."""
-        dump = self.host.schema_dump(database)
         chunks: list[bytes] = []
         failure: PostgresError | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(dump.run)
+            errands = SimpleNamespace(begin=nursery.start_soon)
+            life: Any = SimpleNamespace(host=self.host, errands=errands)
             try:
-                if await dump.begin():
+                dump = await begin_schema_dump(life, database)
+                try:
                     chunks += [chunk async for chunk in dump]
-                failure = dump.failure
+                finally:
+                    await dump.aclose()
             except PostgresError as error:
                 failure = error
-            finally:
-                await dump.aclose()
         if failure is not None:
             raise failure
         return b"".join(chunks).decode(errors="replace")
@@ -158,7 +160,6 @@ ROUTES: Steps = {
     "watch": lambda ours, _: ours.watch(),
     "cache": lambda ours, _: ours.use_cache(),
     "promotion": lambda ours, _: ours.look_at_promotion(),
-    "exists": lambda ours, app: ours.host.database_exists(app),
 }
 
 

@@ -33,10 +33,11 @@ async def test_an_apply_sets_off_no_event_trigger(watched: Place) -> None:
     """T-02: whatever the plan holds; and the triggers are as they were."""
     before = watched.ground.sql(_STATE, database=watched.app)
     leaver = watched.ground.make_tenant(fresh("leaver"))
+    with watched.ground.connect(watched.app, MALLORY) as session:
+        session.execute(f"GRANT ALL ON SCHEMA public TO {leaver}")
     with watched.ground.connect(watched.app, leaver) as session:
-        session.execute("CREATE TABLE public.theirs (id int)") if watched.ground.major < 15 else None
+        session.execute("CREATE TABLE public.theirs (id int)")
         session.execute(f"SELECT lo_create(0); ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {TRUDY}")
-    watched.ground.do("GRANT ALL ON SCHEMA public TO {}", leaver, database=watched.app)
     spec = watched.spec([fresh("newcomer")], drop_subscriptions_before_start=True)
     await watched.ours.apply(spec, is_start=True)
     await watched.ours.apply(watched.spec(delta=deleted(leaver)))

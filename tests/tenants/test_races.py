@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.tenants.conftest import ALICE, MALLORY, TRUDY, Place
-from tests.tenants.ground import fresh, named
+from tests.tenants.ground import PASSWORD, fresh, named
 from tests.tenants.ours import deleted
 from trio_compute.errors import PostgresError
 from trio_compute.model.parsed import ParsedSpec
@@ -106,8 +106,8 @@ _CASES = [("nothing", race) for race in RACES] + [
 async def test_what_changes_between_look_and_deed_is_made_good_the_next_time(town: Place, race: str, deed: str) -> None:
     """T-08: never more than a failure that is told; the next apply leaves nothing to do, and nobody has gained."""
     ground, new = town.ground, fresh("renamed")
-    leaver, pauser = ground.make_tenant(fresh("leaver")), ground.make_tenant(fresh("pauser"))
-    ground.sql(f"ALTER ROLE {pauser} PASSWORD 'first'")  # so that there is something to do
+    leaver, pauser = ground.make_tenant(fresh("leaver")), fresh("pauser")
+    ground.sql(f"CREATE ROLE {pauser} LOGIN PASSWORD '{PASSWORD}'")  # not the verifier: there is something to do
     ground.do("GRANT ALL ON SCHEMA public TO {}", leaver, database=town.app)
     with ground.connect(town.app, leaver) as session:
         session.execute("CREATE TABLE public.kept AS SELECT 1 AS id")
@@ -156,8 +156,8 @@ def tidy_up(town: Place, new: str, leaver: str) -> None:
 async def test_a_deletion_is_not_turned_by_a_new_role_of_the_name(town: Place) -> None:
     """Beyond T-10: the role that was looked at is renamed, and its name given to a role of somebody else's."""
     ground = town.ground
-    leaver, pauser = ground.make_tenant(fresh("leaver")), ground.make_tenant(fresh("pauser"))
-    ground.sql(f"ALTER ROLE {pauser} PASSWORD 'first'")
+    leaver, pauser = ground.make_tenant(fresh("leaver")), fresh("pauser")
+    ground.sql(f"CREATE ROLE {pauser} LOGIN PASSWORD '{PASSWORD}'")
     ground.do("GRANT ALL ON SCHEMA public TO PUBLIC", database=town.app)
     spec = town.ours.spec([MALLORY, ALICE, pauser], [(town.app, MALLORY)], deleted(leaver))
     async with held_after_the_look(town, spec, pauser):
