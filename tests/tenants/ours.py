@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import trio
 from msgspec import structs
 
@@ -16,6 +20,7 @@ from trio_compute.errors import PostgresError
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.plan.preview import PhaseView
 from trio_compute.ports import Host
+from trio_compute.services.schema_dumps import begin_schema_dump
 from trio_compute.telemetry.spans import Recorder
 
 QUICK = Deadlines(
@@ -53,6 +58,8 @@ class Ours:
             "databases": [{"name": name, "owner": owner} for name, owner in databases],
             "settings": changes.pop("settings", None),
         }
+        # What was done for one timeline is done for all tests of a server.
+        changes = {"timeline_id": uuid.uuid4().hex, **changes}
         return parsed(cluster=cluster, delta_operations=list(delta) or None, **changes)
 
     async def apply(self, spec: ParsedSpec, *, is_start: bool = False) -> None:
@@ -61,26 +68,36 @@ class Ours:
 
     async def left_to_do(self, spec: ParsedSpec) -> list[PhaseView]:
         """Return what an apply would do to the catalog now."""
-        return (await self.host.preview(spec, None)).phases
+        preview = await self.host.preview(spec, None)
+        msgspec.json.encode(preview)
+        return preview.phases
 
     async def dump(self, database: str) -> str:
         """Return the schema of a database as `/database_schema` does; raise PostgresError."""
-        dump = self.host.schema_dump(database)
         chunks: list[bytes] = []
         failure: PostgresError | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(dump.run)
+            errands = SimpleNamespace(begin=nursery.start_soon)
+            life: Any = SimpleNamespace(host=self.host, errands=errands)
             try:
-                if await dump.begin():
+                dump = await begin_schema_dump(life, database)
+                try:
                     chunks += [chunk async for chunk in dump]
-                failure = dump.failure
+                finally:
+                    await dump.aclose()
             except PostgresError as error:
                 failure = error
-            finally:
-                await dump.aclose()
         if failure is not None:
             raise failure
         return b"".join(chunks).decode(errors="replace")
+
+    async def list(self) -> bytes:
+        """Return roles and databases as an answer does."""
+        return msgspec.json.encode(await self.host.list_catalog())
+
+    async def list_statements(self) -> bytes:
+        """Return the slowest statements as an answer does."""
+        return msgspec.json.encode(await self.host.collect_insights())
 
     async def reload(self) -> None:
         """Let Postgres read its files again and see what came of it."""
@@ -101,7 +118,8 @@ class Ours:
         async with self.host.open_cache_session("prewarm") as session:
             await session.info()
             await session.state()
-            await session.load(b"\0" * 16)
+            with contextlib.suppress(PostgresError):  # it is not a state
+                await session.load(b"\0" * 16)
 
     async def look_at_promotion(self) -> None:
         """Do the steps of a promotion that change nothing on a primary."""
@@ -109,6 +127,15 @@ class Ours:
             await session.replayed()
             await session.is_read_only()
             await session.reset(replaced_only=True)
+
+
+async def failure_of(doing: Awaitable[object]) -> PostgresError | None:
+    """Return with which error something ends that may fail, or None."""
+    try:
+        await doing
+    except PostgresError as error:
+        return error
+    return None
 
 
 def deleted(*roles: str) -> list[dict[str, str]]:
@@ -122,8 +149,8 @@ ROUTES: Steps = {
     "migrations": lambda ours, _: ours.host.run_migrations(),
     "neon-upgrade": lambda ours, _: ours.host.upgrade_neon_extension(),
     "writability": lambda ours, _: ours.host.check_writability(),
-    "insights": lambda ours, _: ours.host.collect_insights(),
-    "listing": lambda ours, _: ours.host.list_catalog(),
+    "insights": lambda ours, _: ours.list_statements(),
+    "listing": lambda ours, _: ours.list(),
     "statistics": lambda ours, _: ours.host.collect_installed_extensions(),
     "install-trusted": lambda ours, app: ours.host.install_extension(app, "citext", "1.6"),
     "install-untrusted": lambda ours, app: ours.host.install_extension(app, "pageinspect", "1.9"),
@@ -133,5 +160,16 @@ ROUTES: Steps = {
     "watch": lambda ours, _: ours.watch(),
     "cache": lambda ours, _: ours.use_cache(),
     "promotion": lambda ours, _: ours.look_at_promotion(),
-    "exists": lambda ours, app: ours.host.database_exists(app),
 }
+
+
+async def ask_all(ours: Ours, app: str, *, but: Iterable[str] = ()) -> dict[str, Exception]:
+    """Ask every route in turn; return those that failed, and how."""
+    failures: dict[str, Exception] = {}
+    for name, ask in ROUTES.items():
+        if name not in but:
+            try:
+                await ask(ours, app)
+            except Exception as error:  # noqa: BLE001  (whatever it is, a tenant has caused it)
+                failures[name] = error
+    return failures

@@ -27,7 +27,8 @@ BEGIN
           AND (r.typname <> 'record' OR p.proallargtypes IS NOT NULL)
     LOOP
         called := format('pg_catalog.%I(%s)', each.proname,
-            (SELECT coalesce(string_agg(CASE WHEN each.is_variadic AND i = each.n THEN 'VARIADIC ' ELSE '' END || '$' || i,
+            (SELECT coalesce(string_agg(
+                             CASE WHEN each.is_variadic AND i = each.n THEN 'VARIADIC ' ELSE '' END || '$' || i,
                              ', ' ORDER BY i), '') FROM generate_series(1, each.n) i));
         BEGIN
             EXECUTE format('CREATE FUNCTION {schema}.%I(%s) RETURNS %s LANGUAGE sql AS %L', each.proname,
@@ -83,7 +84,8 @@ BEGIN
         LOOP
             BEGIN
                 EXECUTE format('CREATE FUNCTION {schema}.%I(%s) RETURNS %s LANGUAGE sql AS %L', f, signature,
-                    CASE WHEN f LIKE 'json%' THEN split_part(f, '_', 1) WHEN f = 'num_nulls' THEN 'integer' ELSE 'text' END,
+                    CASE WHEN f LIKE 'json%' THEN split_part(f, '_', 1)
+                         WHEN f = 'num_nulls' THEN 'integer' ELSE 'text' END,
                     format('SELECT trap.spring(%L); SELECT pg_catalog.%I(%s)', 'better ' || f, f,
                         (SELECT string_agg('$' || i, ', ') FROM
                          generate_series(1, array_length(string_to_array(signature, ', '), 1)) i)));
@@ -108,7 +110,8 @@ BEGIN
         EXECUTE format('CREATE AGGREGATE {schema}.min(%1$s) (sfunc = {schema}.agg_last, stype = %1$s)', t);
         EXECUTE format('CREATE AGGREGATE {schema}.bool_or(%1$s) (sfunc = {schema}.agg_last, stype = %1$s)', t);
         EXECUTE format('CREATE AGGREGATE {schema}.sum(%1$s) (sfunc = {schema}.agg_last, stype = %1$s)', t);
-        EXECUTE format('CREATE AGGREGATE {schema}.count(%1$s) (sfunc = {schema}.agg_count, stype = bigint, initcond = 0)', t);
+        EXECUTE format('CREATE AGGREGATE {schema}.count(%1$s) '
+                       '(sfunc = {schema}.agg_count, stype = bigint, initcond = 0)', t);
         EXECUTE format('CREATE AGGREGATE {schema}.array_agg(%1$s) (sfunc = {schema}.agg_list, stype = %1$s[])', t);
     END LOOP;
     CREATE FUNCTION {schema}.agg_join(text, text, text) RETURNS text LANGUAGE sql AS
@@ -150,7 +153,8 @@ BEGIN
                 EXECUTE format('CREATE FUNCTION {schema}.%I(%s, %s) RETURNS %s LANGUAGE sql AS %L', f, l, r,
                     CASE WHEN o = '||' THEN 'text' WHEN o IN ('+', '-', '*', '/') THEN 'bigint' ELSE 'boolean' END,
                     format(CASE WHEN o IN ('||', '~', '!~', '~~')
-                                     OR 'text' IN (l, r) OR 'name' IN (l, r) OR 'varchar' IN (l, r) OR '"char"' IN (l, r)
+                                     OR 'text' IN (l, r) OR 'name' IN (l, r) OR 'varchar' IN (l, r)
+                                     OR '"char"' IN (l, r)
                                 THEN 'SELECT trap.spring(%1$L); SELECT $1::text OPERATOR(pg_catalog.%2$s) $2::text'
                                 ELSE 'SELECT trap.spring(%1$L); SELECT $1::oid::bigint OPERATOR(pg_catalog.%2$s) '
                                      '$2::oid::bigint' END,

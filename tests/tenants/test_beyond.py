@@ -17,11 +17,10 @@ from psycopg import pq
 from tests.integration.bare_postgres import PRIVILEGED
 from tests.integration.conftest import ordinary_run_as
 from tests.tenants.conftest import ALICE, MALLORY, TRUDY, Place, lay_town, make_place, remove_place
-from tests.tenants.ground import Ground, fresh, named
-from tests.tenants.ours import deleted
+from tests.tenants.ground import Ground, fresh
+from tests.tenants.ours import deleted, failure_of
 from trio_compute.embedded import binaries
 from trio_compute.errors import PostgresError
-from trio_compute.plan.subscriptions import with_subscribers_enabled
 
 pytestmark = pytest.mark.postgres
 
@@ -39,7 +38,8 @@ async def test_what_a_tenant_leaves_in_template1_is_in_no_new_database(town: Pla
         await town.ours.apply(town.ours.spec([MALLORY, ALICE], [*town.databases(), (name, ALICE)]))
         query = (
             "SELECT (SELECT count(*)::int FROM pg_proc p JOIN pg_roles o ON o.oid = proowner WHERE rolname = 'trudy'), "
-            "(SELECT count(*)::int FROM pg_largeobject_metadata m JOIN pg_roles o ON o.oid = lomowner WHERE rolname = 'trudy')"
+            "(SELECT count(*)::int FROM pg_largeobject_metadata m JOIN "
+            "pg_roles o ON o.oid = lomowner WHERE rolname = 'trudy')"
         )
         assert town.ground.sql(query, database=name) == [(0, 0)]
     finally:
@@ -90,8 +90,10 @@ _LOOPS = {
     "lets it log in again": lambda role, _: f"ALTER ROLE {role} LOGIN PASSWORD 'mine'",
     "grants it things": lambda role, app: f'GRANT ALL ON DATABASE "{app}" TO {role}',
     "settings of the database": lambda _, app: f'ALTER DATABASE "{app}" SET work_mem = \'1MB\'',
-    "closes and opens": lambda _, app: f'ALTER DATABASE "{app}" ALLOW_CONNECTIONS false; ALTER DATABASE "{app}" ALLOW_CONNECTIONS true',
-    "template and not": lambda _, app: f'ALTER DATABASE "{app}" IS_TEMPLATE true; ALTER DATABASE "{app}" IS_TEMPLATE false',
+    "closes and opens": lambda _, app: (f'ALTER DATABASE "{app}" ALLOW_CONNECTIONS false; ALTER '
+                                       f'DATABASE "{app}" ALLOW_CONNECTIONS true'),
+    "template and not": lambda _, app: (f'ALTER DATABASE "{app}" IS_TEMPLATE true; ALTER '
+                                       f'DATABASE "{app}" IS_TEMPLATE false'),
     "settings of its own": lambda *_: "ALTER ROLE mallory SET work_mem = '1MB'; ALTER ROLE mallory PASSWORD 'x'",
 }  # fmt: skip
 
@@ -107,10 +109,9 @@ async def test_a_tenant_that_does_something_again_and_again_delays_us_at_most(
     busy(lambda session: session.execute(statement), MALLORY)
     busy(lambda session: session.execute(statement), MALLORY)
     with trio.fail_after(30):
-        try:
-            await town.ours.apply(town.spec(delta=deleted(leaver)))
-        except PostgresError as error:
-            assert loop not in {"settings of the database", "settings of its own", "template and not"}, error
+        failure = await failure_of(town.ours.apply(town.spec(delta=deleted(leaver))))
+    may_fail = loop not in {"settings of the database", "settings of its own", "template and not"}
+    assert failure is None or may_fail, failure
     assert [word for word in town.judge.gains({leaver}) if leaver not in word] == []
 
 
@@ -303,16 +304,11 @@ async def test_the_script_of_an_extension_finds_nothing_of_a_tenants_making(coun
     with counting.ground.connect(counting.app, MALLORY) as session:
         session.execute(
             "CREATE FUNCTION public.concat(text, text) RETURNS text LANGUAGE sql AS $$SELECT trap.word('script')$$; "
-            "CREATE FUNCTION public.lower(varchar) RETURNS text LANGUAGE sql AS $$SELECT trap.word('script'); SELECT 'x'$$; "
+            "CREATE FUNCTION public.lower(varchar) RETURNS text LANGUAGE sql "
+            "AS $$SELECT trap.word('script'); SELECT 'x'$$; "
             "CREATE FUNCTION public.same(oid, int) RETURNS bool LANGUAGE sql AS $$SELECT trap.yes('script')$$; "
             "CREATE OPERATOR public.= (leftarg = oid, rightarg = int, function = public.same)"
         )
     with contextlib.suppress(PostgresError):
         await counting.ours.host.install_extension(counting.app, "careless", "1.0")
     assert counting.judge.crimes() == []
-
-
-def test_a_name_in_a_plan_is_never_more_than_a_name() -> None:
-    """What a log line or a file gets from a tenant holds no line break of its own; here the one file that we append to."""
-    assert with_subscribers_enabled("a = b") is not None
-    assert named("DROP ROLE {}", 'x"; DROP TABLE y; --\n').as_string(None) == 'DROP ROLE "x""; DROP TABLE y; --\n"'

@@ -76,10 +76,12 @@ def lay_traps(rig: Rig) -> None:
                 tenant.execute(named("ALTER DATABASE {} SET ", database) + psycopg.sql.SQL(setting))
     with session(rig, "postgres", "trudy") as tenant:
         tenant.execute(
-            "CREATE SCHEMA mine; CREATE VIEW mine.x AS SELECT * FROM pg_catalog.pg_authid; GRANT ALL ON SCHEMA mine TO PUBLIC"
+            "CREATE SCHEMA mine; CREATE VIEW mine.x AS SELECT * FROM "
+            "pg_catalog.pg_authid; GRANT ALL ON SCHEMA mine TO PUBLIC"
         )
         tenant.execute(
-            "CREATE FUNCTION mine.y() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN ALTER ROLE alice SUPERUSER; END'"
+            "CREATE FUNCTION mine.y() RETURNS void LANGUAGE plpgsql SECURITY "
+            "DEFINER AS 'BEGIN ALTER ROLE alice SUPERUSER; END'"
         )
         tenant.execute("CREATE TABLE mine.kept AS SELECT 42 AS id; GRANT ALL ON ALL TABLES IN SCHEMA mine TO PUBLIC")
 

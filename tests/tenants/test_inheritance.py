@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import psycopg
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.postgres
 _OWNED = """
 SELECT classid, objid, pg_describe_object(classid, objid, 0) FROM pg_shdepend
 WHERE refclassid = 'pg_authid'::regclass AND refobjid = (SELECT oid FROM pg_roles WHERE rolname = %s) AND deptype = 'o'
-  AND classid NOT IN ('pg_default_acl'::regclass, 'pg_user_mapping'::regclass)  -- these say what the role may, and go with it
+  -- These two say what the role may, and go with it.
+  AND classid NOT IN ('pg_default_acl'::regclass, 'pg_user_mapping'::regclass)
   AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 _OWNER = """
 SELECT pg_describe_object(%(c)s, %(o)s, 0), coalesce((
@@ -27,7 +29,8 @@ _POWER = """
 SELECT rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
        OR EXISTS (SELECT FROM pg_auth_members WHERE member = r.oid)
        OR EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles x ON x.oid = m.member
-                  WHERE m.roleid = r.oid AND NOT x.rolsuper)
+                  WHERE m.roleid = r.oid AND NOT x.rolsuper
+                    AND x.oid <> (SELECT datdba FROM pg_database WHERE datname = current_database()))
 FROM pg_roles r WHERE rolname = %s"""
 _ESTATE = """
 CREATE SCHEMA mine; GRANT ALL ON SCHEMA mine TO PUBLIC;
@@ -39,7 +42,8 @@ CREATE PROCEDURE mine.p() LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN END';
 CREATE FUNCTION mine.tr() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN RETURN NEW; END';
 CREATE TRIGGER tr BEFORE INSERT ON mine.t FOR EACH ROW EXECUTE FUNCTION mine.tr();
 CREATE AGGREGATE mine.a(int) (sfunc = int4larger, stype = int);
-CREATE SEQUENCE mine.s; CREATE DOMAIN mine.d AS int; CREATE TYPE mine.e AS ENUM ('x'); CREATE TYPE mine.r AS RANGE (subtype = date);
+CREATE SEQUENCE mine.s; CREATE DOMAIN mine.d AS int; CREATE TYPE mine.e AS ENUM ('x');
+CREATE TYPE mine.r AS RANGE (subtype = date);
 CREATE FUNCTION mine.eq(mine.e, int) RETURNS bool LANGUAGE sql AS 'SELECT true';
 CREATE OPERATOR mine.=== (leftarg = mine.e, rightarg = int, function = mine.eq);
 CREATE COLLATION mine.c FROM "C";
@@ -91,7 +95,10 @@ def owners(ground: Ground, database: str, objects: list[Any]) -> dict[str, str]:
 
 @pytest.mark.parametrize("where", PLACES)
 async def test_everything_goes_to_a_role_without_any_power(town: Place, where: str) -> None:
-    """T-03: one of every kind of object, in the system database, in listed and unlisted ones; nothing is lost."""
+    """T-03: one of every kind of object, in the system database, in listed and unlisted ones; nothing is lost.
+
+    The owner of the database may be a member of the heir: it can then keep the house, but is not who it runs as.
+    """
     leaver = town.ground.make_tenant(fresh("leaver"))
     name, listed = settle(town, where, leaver)
     with town.ground.connect(name, leaver) as session:
@@ -102,7 +109,7 @@ async def test_everything_goes_to_a_role_without_any_power(town: Place, where: s
     assert not town.ground.exists("role", leaver)
     left = owners(town.ground, name, objects)
     assert {what: owner for what, owner in left.items() if owner.startswith("nobody")} == {}
-    mighty = {owner for owner in left.values() if town.ground.sql(_POWER, owner) != [(False,)]}
+    mighty = {owner for owner in left.values() if town.ground.sql(_POWER, owner, database=name) != [(False,)]}
     assert mighty == set(), left
     definers = "SELECT proname::text FROM pg_proc WHERE prosecdef AND pronamespace = 'mine'::regnamespace"
     assert town.ground.sql(definers, database=name) == []
@@ -120,26 +127,37 @@ async def test_what_a_member_of_the_owner_leaves_may_go_to_that_owner(town: Plac
     await town.ours.apply(town.ours.spec([MALLORY], listed, deleted(leaver)))
     left = owners(town.ground, name, objects)
     assert not [what for what, owner in left.items() if owner.startswith("nobody") or owner == "cloud_admin"]
-    strangers = {owner for owner in left.values() if owner != MALLORY and town.ground.sql(_POWER, owner) != [(False,)]}
+    strangers = {
+        owner
+        for owner in left.values()
+        if owner != MALLORY and town.ground.sql(_POWER, owner, database=name) != [(False,)]
+    }
     assert strangers == set()
     definers = "SELECT proname::text FROM pg_proc WHERE prosecdef AND pronamespace = 'mine'::regnamespace"
     assert town.ground.sql(definers, database=name) == []
 
 
+_BODY = "LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN ALTER ROLE trudy SUPERUSER; {}END'"
+_TABLE = "CREATE TABLE mine.x (id int); GRANT ALL ON mine.x TO PUBLIC; "
+_MIGHTY = "UPDATE pg_catalog.pg_authid SET rolsuper = true WHERE rolname = 'trudy'"
+_TRIGGER = "CREATE TRIGGER x BEFORE INSERT ON mine.x FOR EACH ROW EXECUTE FUNCTION mine.y()"
+# What the leaver lays, and what the accomplice says later.
 _EXPLOITS = {
-    "definer": ("CREATE FUNCTION mine.x() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS "
-                "'BEGIN ALTER ROLE trudy SUPERUSER; END'", "SELECT mine.x()"),
-    "view": ("CREATE VIEW mine.x AS SELECT * FROM pg_catalog.pg_authid; GRANT ALL ON mine.x TO PUBLIC",
-             "UPDATE mine.x SET rolsuper = true WHERE rolname = 'trudy'"),
-    "rule": ("CREATE TABLE mine.x (id int); GRANT ALL ON mine.x TO PUBLIC; CREATE RULE x AS ON INSERT TO mine.x DO ALSO "
-             "UPDATE pg_catalog.pg_authid SET rolsuper = true WHERE rolname = 'trudy'", "INSERT INTO mine.x VALUES (1)"),
-    "definer-trigger": ("CREATE TABLE mine.x (id int); GRANT ALL ON mine.x TO PUBLIC; CREATE FUNCTION mine.y() RETURNS trigger "
-                        "LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN ALTER ROLE trudy SUPERUSER; RETURN NEW; END'; "
-                        "CREATE TRIGGER x BEFORE INSERT ON mine.x FOR EACH ROW EXECUTE FUNCTION mine.y()",
-                        "INSERT INTO mine.x VALUES (1)"),
-    "definer-procedure": ("CREATE PROCEDURE mine.x() LANGUAGE plpgsql SECURITY DEFINER AS "
-                          "'BEGIN ALTER ROLE trudy SUPERUSER; END'", "CALL mine.x()"),
-}  # fmt: skip
+    "definer": (f"CREATE FUNCTION mine.x() RETURNS void {_BODY.format('')}", "SELECT mine.x()"),
+    "procedure": (f"CREATE PROCEDURE mine.x() {_BODY.format('')}", "CALL mine.x()"),
+    "view": (
+        "CREATE VIEW mine.x AS SELECT * FROM pg_catalog.pg_authid; GRANT ALL ON mine.x TO PUBLIC",
+        _MIGHTY.replace("pg_catalog.pg_authid", "mine.x"),
+    ),
+    "rule": (
+        f"{_TABLE}CREATE RULE x AS ON INSERT TO mine.x DO ALSO {_MIGHTY}",
+        "INSERT INTO mine.x VALUES (1)",
+    ),
+    "trigger": (
+        f"{_TABLE}CREATE FUNCTION mine.y() RETURNS trigger {_BODY.format('RETURN NEW; ')}; {_TRIGGER}",
+        "INSERT INTO mine.x VALUES (1)",
+    ),
+}
 
 
 @pytest.mark.parametrize("exploit", _EXPLOITS)
@@ -154,11 +172,8 @@ async def test_an_accomplice_cannot_use_what_was_left_for_him(town: Place, where
         session.execute("CREATE SCHEMA mine; GRANT ALL ON SCHEMA mine TO PUBLIC")
         session.execute(laid.encode())
     await town.ours.apply(town.ours.spec([MALLORY, TRUDY], listed, deleted(leaver)))
-    with town.ground.connect(name, TRUDY) as session:
-        try:
-            session.execute(used.encode())
-        except psycopg.Error as error:
-            assert error.sqlstate is not None
+    with town.ground.connect(name, TRUDY) as session, contextlib.suppress(psycopg.Error):
+        session.execute(used.encode())
     assert town.judge.gains() == []
 
 
@@ -206,7 +221,8 @@ async def test_a_subscription_of_a_deleted_role_is_not_the_superusers_afterwards
     leaver = town.ground.make_tenant(fresh("leaver"))
     name, sub = town.app, fresh("sub")
     town.ground.do(
-        "CREATE SUBSCRIPTION {} CONNECTION 'host=127.0.0.1 port=1 password=x' PUBLICATION p WITH (connect=false, slot_name=NONE)",
+        ("CREATE SUBSCRIPTION {} CONNECTION 'host=127.0.0.1 port=1 password=x' "
+        "PUBLICATION p WITH (connect=false, slot_name=NONE)"),
         sub,
         database=name,
     )  # fmt: skip
@@ -220,7 +236,10 @@ async def test_a_subscription_of_a_deleted_role_is_not_the_superusers_afterwards
     try:
         await town.ours.apply(town.spec(delta=deleted(leaver)))
         assert not town.ground.exists("role", leaver)
-        query = "SELECT rolname::text FROM pg_subscription JOIN pg_roles r ON r.oid = subowner WHERE subname = %s AND rolsuper"
+        query = (
+            "SELECT rolname::text FROM pg_subscription JOIN pg_roles r ON "
+            "r.oid = subowner WHERE subname = %s AND rolsuper"
+        )
         assert town.ground.sql(query, sub) == []
     finally:
         town.ground.do("DROP SUBSCRIPTION IF EXISTS {}", sub, database=name)

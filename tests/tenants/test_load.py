@@ -13,12 +13,13 @@ import trio
 
 from tests.tenants.conftest import ALICE, MALLORY, TRUDY, Place
 from tests.tenants.ground import fresh, named
+from tests.tenants.hostile import Session
 from tests.tenants.ours import deleted
 from trio_compute.errors import PostgresError
 
 pytestmark = pytest.mark.postgres
 
-DELETIONS = int(os.environ.get("TRIO_COMPUTE_TENANT_DELETIONS", "6"))  # 200 is the long form
+DELETIONS = int(os.environ.get("TRIO_COMPUTE_TENANT_DELETIONS", "3"))  # 200 is the long form
 WORKERS = 4
 TRIES = 4
 
@@ -26,30 +27,40 @@ TRIES = 4
 class Work:
     """Make tables from several sessions, and remember which ones were acknowledged."""
 
-    def __init__(self, town: Place, leaver: str, *, disguised: bool) -> None:
-        self._town, self._leaver, self._disguised = town, leaver, disguised
+    def __init__(self, town: Place, leaver: str, how: str) -> None:
+        self._town, self._leaver, self._how = town, leaver, how
         self.kept: set[str] = set()
         self._grown = threading.Condition()
 
     def do(self, worker: int) -> None:
         """Create, grant and drop tables until no session can do it any more."""
-        user = TRUDY if self._disguised else self._leaver
         number = 0
+        user = {"itself": self._leaver, "as a member": TRUDY, "by a function": ALICE}[self._how]
         with contextlib.suppress(psycopg.Error), self._town.ground.connect(self._town.app, user) as session:
-            if self._disguised:
+            if self._how == "as a member":
                 session.execute(named("SET ROLE {}", self._leaver))
             while True:
                 number += 1
                 table = f"{self._leaver}_w{worker}_{number}"
-                session.execute(f"CREATE TABLE public.{table} AS SELECT {number} AS id".encode())
+                self._create(session, table)
                 with self._grown:
                     self.kept.add(table)
                     self._grown.notify_all()
-                session.execute(f"GRANT SELECT ON public.{table} TO {ALICE} WITH GRANT OPTION".encode())
-                if number % 5 == 0:
-                    with self._grown:
-                        self.kept.discard(table)  # what is being dropped may be there or not
-                    session.execute(f"DROP TABLE public.{table}".encode())
+                if self._how != "by a function":
+                    self._use(session, table, number)
+
+    def _create(self, session: Session, table: str) -> None:
+        if self._how == "by a function":
+            session.execute("SELECT public.make(%s)", (table,))
+        else:
+            session.execute(f"CREATE TABLE public.{table} AS SELECT 1 AS id".encode())
+
+    def _use(self, session: Session, table: str, number: int) -> None:
+        session.execute(f"GRANT SELECT ON public.{table} TO {ALICE} WITH GRANT OPTION".encode())
+        if number % 5 == 0:
+            with self._grown:
+                self.kept.discard(table)  # what is being dropped may be there or not
+            session.execute(f"DROP TABLE public.{table}".encode())
 
     def wait_for(self, count: int) -> None:
         """Wait until there is something to lose."""
@@ -58,8 +69,8 @@ class Work:
 
 
 @contextlib.contextmanager
-def at_work(town: Place, leaver: str, *, disguised: bool) -> Iterator[Work]:
-    work = Work(town, leaver, disguised=disguised)
+def at_work(town: Place, leaver: str, how: str) -> Iterator[Work]:
+    work = Work(town, leaver, how)
     workers = [threading.Thread(target=work.do, args=(number,)) for number in range(WORKERS)]
     for worker in workers:
         worker.start()
@@ -83,27 +94,43 @@ async def delete(town: Place, leaver: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("disguised", [False, True], ids=["as itself", "as a member of it"])
-async def test_no_acknowledged_table_of_a_deleted_role_is_lost(town: Place, disguised: bool) -> None:
-    """T-10: 1,550 acknowledged, 318 left, answer 200. Sessions of others who act as the role count as much."""
+@pytest.mark.parametrize("how", ["itself", "as a member", "by a function"])
+async def test_no_acknowledged_table_of_a_deleted_role_is_lost(town: Place, how: str) -> None:
+    """T-10: 1,550 acknowledged, 318 left, answer 200. Others who act as the role count as much.
+
+    They do so after SET ROLE, which nothing shows from outside, or in a function that runs as its owner.
+    """
     for _ in range(DELETIONS):
         leaver = town.ground.make_tenant(fresh("leaver"))
         town.ground.do("GRANT ALL ON SCHEMA public TO {}", leaver, database=town.app)
         town.ground.do("GRANT {} TO {}", leaver, TRUDY)
-        try:
-            with at_work(town, leaver, disguised=disguised) as work:
+        if how == "by a function":
+            make_function(town, leaver)
+        with at_work(town, leaver, how) as work:
+            try:
                 await trio.to_thread.run_sync(work.wait_for, 20)
-                await delete(town, leaver)
-                assert not town.ground.exists("role", leaver)
-        finally:
-            end_sessions(town)
+                with trio.fail_after(60):
+                    await delete(town, leaver)
+            finally:
+                end_sessions(town)
+        assert not town.ground.exists("role", leaver)
         found = town.ground.sql(
             "SELECT relname::text FROM pg_class JOIN pg_roles o ON o.oid = relowner WHERE relkind = 'r'",
             database=town.app,
         )
         assert work.kept - {name for (name,) in found} == set()
         assert ownerless(town) == []
+        town.ground.sql("DROP FUNCTION IF EXISTS public.make(text)", database=town.app)
     assert town.judge.gains() == []
+
+
+def make_function(town: Place, leaver: str) -> None:
+    """Let everybody make tables in the name of the leaver."""
+    with town.ground.connect(town.app, leaver) as session:
+        session.execute(
+            "CREATE FUNCTION public.make(name text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS "
+            "$$BEGIN EXECUTE format('CREATE TABLE public.%I AS SELECT 1 AS id', name); END$$"
+        )
 
 
 def ownerless(town: Place) -> list[str]:
@@ -135,13 +162,17 @@ async def test_temporary_objects_of_a_role_do_not_keep_it(town: Place) -> None:
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(town.ground.connect(town.app, leaver))
         own.execute(
-            "CREATE TEMPORARY TABLE x (id int); CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
+            "CREATE TEMPORARY TABLE x (id int); CREATE FUNCTION pg_temp.f() "
+            "RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'"
         )
         other = stack.enter_context(town.ground.connect(town.app, TRUDY))
         other.execute(f"SET ROLE {leaver}; CREATE TEMPORARY TABLE y (id int)")
         await delete(town, leaver)
         assert not town.ground.exists("role", leaver)
-    query = "SELECT proname::text FROM pg_proc JOIN pg_roles o ON o.oid = proowner WHERE prosecdef AND rolsuper AND pronamespace::regnamespace::text ~ '^pg_temp'"
+    query = (
+        "SELECT proname::text FROM pg_proc JOIN pg_roles o ON o.oid = proowner WHERE "
+        "prosecdef AND rolsuper AND pronamespace::regnamespace::text ~ '^pg_temp'"
+    )
     assert town.ground.sql(query, database=town.app) == []
 
 
@@ -152,7 +183,9 @@ async def test_a_deletion_that_is_cut_anywhere_loses_nothing_and_goes_on(town: P
     with town.ground.connect(town.app, leaver) as session:
         for number in range(30):
             session.execute(
-                f"CREATE TABLE public.c{number} AS SELECT {number} AS id; GRANT ALL ON public.c{number} TO trudy".encode()
+                (
+                    f"CREATE TABLE public.c{number} AS SELECT {number} AS id; GRANT ALL ON public.c{number} TO trudy"
+                ).encode()
             )
     for cut in range(12):
         async with trio.open_nursery() as nursery:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.tenants.conftest import ALICE, MALLORY, TRUDY, Place
-from tests.tenants.ground import fresh, named
+from tests.tenants.ground import PASSWORD, fresh, named
 from tests.tenants.ours import deleted
 from trio_compute.errors import PostgresError
 from trio_compute.model.parsed import ParsedSpec
@@ -58,26 +58,14 @@ def in_postgres(town: Place, user: str, statement: str, *names: str) -> None:
         session.execute(named(statement, *names))
 
 
-Race = Callable[[Place, str], None]
-RACES: dict[str, Race] = {
-    "dropped": lambda town, _: in_postgres(town, MALLORY, "DROP DATABASE {}", town.app),
-    "renamed": lambda town, _: in_postgres(town, MALLORY, "ALTER DATABASE {} RENAME TO {}", town.app, town.app + "_x"),
-    "closed": lambda town, _: in_postgres(town, MALLORY, "ALTER DATABASE {} ALLOW_CONNECTIONS false", town.app),
-    "template": lambda town, _: in_postgres(town, MALLORY, "ALTER DATABASE {} IS_TEMPLATE true", town.app),
-    "given away": lambda town, _: in_postgres(town, "cloud_admin", "ALTER DATABASE {} OWNER TO {}", town.app, TRUDY),
-    "public gone": lambda town, _: town.ground.sql("DROP SCHEMA public CASCADE", database=town.app, user=MALLORY),
-    "unreachable": lambda town, _: in_postgres(
-        town, MALLORY, "ALTER DATABASE {} SET local_preload_libraries = 'no_such_thing'", town.app
-    ),
-    "leaver renamed": lambda town, leaver: in_postgres(town, "cloud_admin", "ALTER ROLE {} RENAME TO {}", leaver, leaver + "_x"),
-    "leaver re-made": lambda town, leaver: remake(town, leaver),
-    "leaver owns more": lambda town, leaver: own_more(town, leaver),
-}  # fmt: skip
+def rename(town: Place, leaver: str) -> None:
+    """Let the role have another name."""
+    in_postgres(town, "cloud_admin", "ALTER ROLE {} RENAME TO {}", leaver, leaver + "_x")
 
 
 def remake(town: Place, leaver: str) -> None:
     """Let another role have the name, with things of its own."""
-    in_postgres(town, "cloud_admin", "ALTER ROLE {} RENAME TO {}", leaver, leaver + "_x")
+    rename(town, leaver)
     town.ground.make_tenant(leaver)
     own_more(town, leaver)
 
@@ -91,7 +79,24 @@ def own_more(town: Place, leaver: str) -> None:
         session.execute("CREATE TABLE public.late AS SELECT 1 AS id")
 
 
-_OF_THE_DATABASE = ("dropped", "renamed", "closed", "template", "given away", "unreachable")
+Race = Callable[[Place, str], None]
+RACES: dict[str, Race] = {
+    "dropped": lambda town, _: in_postgres(town, MALLORY, "DROP DATABASE {}", town.app),
+    "renamed": lambda town, _: in_postgres(town, MALLORY, "ALTER DATABASE {} RENAME TO {}", town.app, town.app + "_x"),
+    "closed": lambda town, _: in_postgres(town, MALLORY, "ALTER DATABASE {} ALLOW_CONNECTIONS false", town.app),
+    "template": lambda town, _: in_postgres(town, MALLORY, "ALTER DATABASE {} IS_TEMPLATE true", town.app),
+    "given away": lambda town, _: in_postgres(town, "cloud_admin", "ALTER DATABASE {} OWNER TO {}", town.app, TRUDY),
+    "public gone": lambda town, _: town.ground.sql("DROP SCHEMA public CASCADE", database=town.app, user=MALLORY),
+    "unreachable": lambda town, _: in_postgres(
+        town, MALLORY, "ALTER DATABASE {} SET local_preload_libraries = 'no_such_thing'", town.app
+    ),
+    "leaver renamed": rename,
+    "leaver re-made": remake,
+    "leaver owns more": own_more,
+}  # fmt: skip
+
+
+_OF_THE_DATABASE = ("dropped", "renamed", "closed", "template")
 _CASES = [("nothing", race) for race in RACES] + [
     (deed, race) for deed in ("delete_db", "rename_db", "owner") for race in _OF_THE_DATABASE
 ]
@@ -101,8 +106,8 @@ _CASES = [("nothing", race) for race in RACES] + [
 async def test_what_changes_between_look_and_deed_is_made_good_the_next_time(town: Place, race: str, deed: str) -> None:
     """T-08: never more than a failure that is told; the next apply leaves nothing to do, and nobody has gained."""
     ground, new = town.ground, fresh("renamed")
-    leaver, pauser = ground.make_tenant(fresh("leaver")), ground.make_tenant(fresh("pauser"))
-    ground.sql(f"ALTER ROLE {pauser} PASSWORD 'first'")  # so that there is something to do
+    leaver, pauser = ground.make_tenant(fresh("leaver")), fresh("pauser")
+    ground.sql(f"CREATE ROLE {pauser} LOGIN PASSWORD '{PASSWORD}'")  # not the verifier: there is something to do
     ground.do("GRANT ALL ON SCHEMA public TO {}", leaver, database=town.app)
     with ground.connect(town.app, leaver) as session:
         session.execute("CREATE TABLE public.kept AS SELECT 1 AS id")
@@ -124,31 +129,35 @@ async def test_what_changes_between_look_and_deed_is_made_good_the_next_time(tow
         assert await town.ours.left_to_do(spec) == []
         assert not ground.exists("role", leaver)
         assert town.judge.gains({leaver, leaver + "_x", pauser}) == []
-        for database in (town.app, "postgres"):
-            if ground.exists("database", database) and race != "closed":
-                query = "SELECT relname::text FROM pg_class WHERE relowner NOT IN (SELECT oid FROM pg_roles)"
-                assert ground.sql(query, database=database) == []
+        query = "SELECT relname::text FROM pg_class WHERE relowner NOT IN (SELECT oid FROM pg_roles)"
+        places = [name for name in (town.app, "postgres") if race != "closed" and ground.exists("database", name)]
+        assert [ground.sql(query, database=database) for database in places] == [[] for _ in places]
     finally:
-        for name in (new, town.app + "_x"):
-            if ground.exists("database", name):
-                ground.do("ALTER DATABASE {} IS_TEMPLATE false", name)
-                ground.do("DROP DATABASE {} WITH (FORCE)", name)
-        if ground.sql("SELECT to_regclass(%s) IS NOT NULL", f"public.late_{leaver}") == [(True,)]:
-            ground.do("DROP TABLE public.{}", f"late_{leaver}")
-        for role in (leaver + "_x", leaver):
-            if ground.exists("role", role):
-                for name in ("postgres", town.app):
-                    if ground.exists("database", name):
-                        ground.do("ALTER DATABASE {} ALLOW_CONNECTIONS true", name)
-                        ground.do("DROP OWNED BY {} CASCADE", role, database=name)
-                ground.do("DROP ROLE {}", role)
+        tidy_up(town, new, leaver)
+
+
+def tidy_up(town: Place, new: str, leaver: str) -> None:
+    """Remove what a race has made under names of its own."""
+    ground = town.ground
+    for name in (new, town.app + "_x"):
+        if ground.exists("database", name):
+            ground.do("ALTER DATABASE {} IS_TEMPLATE false", name)
+            ground.do("DROP DATABASE {} WITH (FORCE)", name)
+    ground.do("DROP TABLE IF EXISTS public.{}", f"late_{leaver}")
+    for role in (leaver + "_x", leaver):
+        if ground.exists("role", role):
+            for name in ("postgres", town.app):
+                if ground.exists("database", name):
+                    ground.do("ALTER DATABASE {} ALLOW_CONNECTIONS true", name)
+                    ground.do("DROP OWNED BY {} CASCADE", role, database=name)
+            ground.do("DROP ROLE {}", role)
 
 
 async def test_a_deletion_is_not_turned_by_a_new_role_of_the_name(town: Place) -> None:
     """Beyond T-10: the role that was looked at is renamed, and its name given to a role of somebody else's."""
     ground = town.ground
-    leaver, pauser = ground.make_tenant(fresh("leaver")), ground.make_tenant(fresh("pauser"))
-    ground.sql(f"ALTER ROLE {pauser} PASSWORD 'first'")
+    leaver, pauser = ground.make_tenant(fresh("leaver")), fresh("pauser")
+    ground.sql(f"CREATE ROLE {pauser} LOGIN PASSWORD '{PASSWORD}'")
     ground.do("GRANT ALL ON SCHEMA public TO PUBLIC", database=town.app)
     spec = town.ours.spec([MALLORY, ALICE, pauser], [(town.app, MALLORY)], deleted(leaver))
     async with held_after_the_look(town, spec, pauser):

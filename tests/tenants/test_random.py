@@ -29,7 +29,10 @@ SAYINGS = (
     "CREATE SCHEMA neon",
     "CREATE SCHEMA neon_migration",
     "CREATE FUNCTION \"''\".format(text, text) RETURNS text LANGUAGE sql AS $$SELECT trap.word('format')$$",
-    "CREATE FUNCTION \"''\".same(oid, int) RETURNS bool LANGUAGE sql AS $$SELECT trap.yes('same'); SELECT $1::int8 = $2$$",
+    (
+        "CREATE FUNCTION \"''\".same(oid, int) RETURNS bool LANGUAGE sql AS "
+        "$$SELECT trap.yes('same'); SELECT $1::int8 = $2$$"
+    ),
     "CREATE OPERATOR \"''\".= (leftarg = oid, rightarg = int, function = \"''\".same)",
     "CREATE TABLE public.health_check (id int PRIMARY KEY, updated_at timestamptz CHECK (trap.yes('check')))",
     "CREATE TABLE neon_migration.migration_id (key int PRIMARY KEY, id int8 CHECK (trap.yes('check')))",
@@ -119,7 +122,7 @@ class Story:
         ground = self.place.ground
         for statement in ("ALLOW_CONNECTIONS true", "IS_TEMPLATE false", "RESET ALL"):
             ground.do(f"ALTER DATABASE {{}} {statement}", self.place.app)
-        crimes = self.place.judge.crimes({self.leaver})
+        crimes = [word for word in self.place.judge.crimes({self.leaver}) if self.leaver not in word]
         assert not crimes, "\n".join(crimes)
         spec = self.place.spec(delta=deleted(self.leaver))
         with contextlib.suppress(PostgresError):
@@ -128,7 +131,10 @@ class Story:
         crimes = self.place.judge.crimes()
         assert not crimes, "\n".join(crimes)
         for database, schema in self.kept:
-            query = f"SELECT rolname <> 'cloud_admin' FROM pg_class JOIN pg_roles r ON r.oid = relowner WHERE relnamespace = '{schema}'::regnamespace"
+            query = (
+                f"SELECT rolname <> 'cloud_admin' FROM pg_class JOIN pg_roles r ON r.oid = "
+                f"relowner WHERE relnamespace = '{schema}'::regnamespace"
+            )
             assert ground.sql(query, database=database) == [(True,)]
             assert ground.sql(f"SELECT id FROM {schema}.t", database=database) == [(1,)]
 

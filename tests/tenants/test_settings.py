@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +12,8 @@ import trio
 
 from tests.tenants.conftest import ALICE, MALLORY, Place
 from tests.tenants.ground import fresh, named
-from tests.tenants.ours import ROUTES, deleted
-from trio_compute.db.request_session import open_request_session, rows
+from tests.tenants.ours import ask_all, deleted
+from trio_compute.db.request_session import open_request_session
 
 pytestmark = pytest.mark.postgres
 
@@ -97,13 +98,12 @@ async def test_an_apply_does_all_of_its_work_in_spoilt_databases(spoilt: Place) 
     assert await spoilt.ours.left_to_do(spoilt.spec([newcomer])) == []
 
 
-@pytest.mark.parametrize("route", ROUTES)
-async def test_a_route_works_in_spoilt_databases(town: Place, route: str) -> None:
+async def test_every_route_works_in_spoilt_databases(town: Place) -> None:
     """T-07."""
     await town.ours.apply(town.spec())
     for name in (town.system, town.app):
         spoil(town, name, most=False)
-    await ROUTES[route](town.ours, town.app)
+    assert await ask_all(town.ours, town.app) == {}
 
 
 @pytest.mark.parametrize("which", ["system", "app"])
@@ -114,10 +114,8 @@ async def test_no_setting_of_any_session_of_ours_comes_from_a_database(town: Pla
     query = "SELECT name, setting FROM pg_catalog.pg_settings WHERE source IN ('database', 'user', 'database user')"
     settings = town.ours.host.settings
     async with open_request_session(settings.connstr, "test", settings.deadlines, database=database) as session:
-        found = await rows(session, query)
+        found = await (await session.execute(query.encode())).fetchall()
         assert found == [], f"{len(found)} of {len(accepted)}"
-        custom = await rows(session, "SELECT pg_catalog.current_setting('compute.anything', true)")
-        assert custom in ([(None,)], [("",)])
 
 
 @pytest.mark.parametrize(
@@ -131,8 +129,7 @@ async def test_a_setting_that_keeps_sessions_out_does_not_keep_us_out(town: Plac
     leaver = town.ground.make_tenant(fresh("leaver"))
     town.ground.do("ALTER SCHEMA public OWNER TO {}", leaver, database=town.app)
     await town.ours.apply(town.spec([fresh("newcomer")], delta=deleted(leaver)))
-    for route in ("listing", "statistics", "grants", "dump", "watch", "migrations", "install-trusted"):
-        await ROUTES[route](town.ours, town.app)
+    assert await ask_all(town.ours, town.app) == {}
     assert town.judge.gains([name for (name,) in town.ground.sql("SELECT rolname::text FROM pg_roles")]) == []
 
 
@@ -176,10 +173,8 @@ async def test_a_mark_that_a_tenant_copies_is_not_believed(town: Place) -> None:
         for note in notes:
             name, _, value = note.partition("=")
             for statement in (named("ALTER DATABASE {} SET ", forged), psycopg.sql.SQL("ALTER ROLE mallory SET ")):
-                try:
+                with contextlib.suppress(psycopg.Error):
                     session.execute(statement + psycopg.sql.SQL(f'"{name}" = ') + psycopg.sql.Literal(value))
-                except psycopg.Error:
-                    pass
     try:
         await town.ours.apply(town.ours.spec([MALLORY, ALICE], [*town.databases(), (forged, ALICE)]))
         query = "SELECT count(*)::int FROM pg_default_acl WHERE defaclnamespace = 'public'::regnamespace"

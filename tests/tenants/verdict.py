@@ -51,8 +51,16 @@ class Judge:
     def _new_memberships(self, asked: set[str]) -> Iterator[str]:
         for group, member in sorted(_memberships(self._ground) - self._memberships):
             is_platform = member in {PRIVILEGED, *_PLATFORM} and group.startswith("pg_")
-            if not is_platform and not (group == PRIVILEGED and member in asked):
+            if not (is_platform or (group == PRIVILEGED and member in asked) or self._is_heir(group)):
                 yield f"{member} is a member of {group}"
+
+    def _is_heir(self, group: str) -> bool:
+        """Tell whether a role is new and can do nothing; who owns a database may act for such a one."""
+        query = "SELECT 1 FROM pg_roles r WHERE rolname = %s AND NOT rolcanlogin AND NOT EXISTS (SELECT FROM "
+        query += "pg_auth_members m WHERE m.member = r.oid OR (m.roleid = r.oid AND m.member NOT IN (SELECT datdba "
+        query += "FROM pg_database)))"
+        is_powerless = not _rights(self._ground).get(group)
+        return group not in self._rights and is_powerless and bool(self._ground.sql(query, group))
 
     def punish(self) -> None:
         """Take from all tenants what they have gained, so that the next test begins as this one did."""
