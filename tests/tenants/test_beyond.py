@@ -25,28 +25,6 @@ from trio_compute.errors import PostgresError
 pytestmark = pytest.mark.postgres
 
 
-async def test_what_a_tenant_leaves_in_template1_is_in_no_new_database(town: Place) -> None:
-    """Large objects and default privileges, for which nobody needs a right; before 15 anything in public."""
-    name = fresh("new")
-    await town.ours.apply(town.spec())
-    with contextlib.suppress(psycopg.OperationalError), town.ground.connect("template1", TRUDY) as session:
-        session.execute("SELECT lo_from_bytea(0, 'a letter to everybody')")
-        session.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC")
-        with contextlib.suppress(psycopg.Error):
-            session.execute("CREATE FUNCTION public.lower(int) RETURNS int LANGUAGE sql AS 'SELECT 1'")
-    try:
-        await town.ours.apply(town.ours.spec([MALLORY, ALICE], [*town.databases(), (name, ALICE)]))
-        query = (
-            "SELECT (SELECT count(*)::int FROM pg_proc p JOIN pg_roles o ON o.oid = proowner WHERE rolname = 'trudy'), "
-            "(SELECT count(*)::int FROM pg_largeobject_metadata m JOIN "
-            "pg_roles o ON o.oid = lomowner WHERE rolname = 'trudy')"
-        )
-        assert town.ground.sql(query, database=name) == [(0, 0)]
-    finally:
-        town.ground.do("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
-        town.ground.sql("DROP OWNED BY trudy CASCADE", database="template1")
-
-
 async def test_a_role_with_things_in_every_template_and_in_ours_can_be_deleted(town: Place) -> None:
     """T-17's kind: template1, which is nobody's, and the database that we work from; twice is no failure."""
     leaver = town.ground.make_tenant(fresh("leaver"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -59,6 +60,16 @@ def session(rig: Rig, database: str, user: str) -> psycopg.Connection[Any]:
     )
 
 
+def wait_for_migrations(rig: Rig) -> None:
+    """Wait until those of the start are over, which would make a schema at the same moment as the traps."""
+    with session(rig, "postgres", "cloud_admin") as looking:
+        done = "SELECT 1 FROM pg_db_role_setting WHERE 'trio_compute.migration=12' = ANY (setconfig)"
+        while looking.execute(done).fetchone() is None:
+            time.sleep(0.02)  # Postgres tells nobody
+        while looking.execute("SELECT to_regclass('neon_migration.migration_id')").fetchone() == (None,):
+            time.sleep(0.02)
+
+
 def lay_traps(rig: Rig) -> None:
     """Lay them in the database that the compute works from, and in one of the tenant's."""
     for database in ("postgres", APP):
@@ -112,6 +123,7 @@ async def ask_everything(rig: Rig, child: ComputeChild) -> dict[str, int]:
 async def test_a_compute_starts_serves_and_ends_in_a_trapped_world(rig: Rig) -> None:
     """T-01 … T-04, T-07, T-08: start, traps, every route, a deletion, another start, and migrations at each."""
     async with compute(rig, config(rig)) as child:
+        await trio.to_thread.run_sync(wait_for_migrations, rig)
         await trio.to_thread.run_sync(lay_traps, rig)
         answers = await ask_everything(rig, child)
         crimes = await trio.to_thread.run_sync(guilty, rig)

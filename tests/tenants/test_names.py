@@ -184,9 +184,7 @@ async def test_a_role_called_web_access_gets_nothing_for_its_name(town: Place) -
         town.ground.sql("DROP ROLE web_access")
 
 
-@pytest.mark.parametrize(
-    "role", ["databricks_monitor", "databricks_control_plane", "databricks_gateway", "databricks_reader_7"]
-)
+@pytest.mark.parametrize("role", ["databricks_monitor", "databricks_control_plane", "databricks_gateway"])
 async def test_a_role_called_like_one_of_the_platform_gets_nothing_for_its_name(town: Place, role: str) -> None:
     """T-05: in the lakebase profile."""
     with town.ground.connect("postgres", MALLORY) as session:

@@ -124,6 +124,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         st.dictionaries(st.sampled_from(["public.health_check", "neon.prepared_databases"]), st.integers(0, 1))
     )
     state.has_notes = draw(st.booleans())
+    state.reaching_out = tuple((name, "pg_read_server_files") for name in names[:1])
     state.available_extensions = draw(
         st.sampled_from([frozenset(), frozenset({"neon", "pgaudit"}), frozenset({"neon", "databricks_auth"})])
     )

@@ -90,6 +90,13 @@ FROM pg_catalog.pg_subscription s
 JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) s.subowner
 JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) s.subdbid
 WHERE r.rolname OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.name[]) GROUP BY 1"""
+_REACHING_OUT = """\
+SELECT m.rolname::pg_catalog.text, g.rolname::pg_catalog.text FROM pg_catalog.pg_auth_members a
+JOIN pg_catalog.pg_authid g ON g.oid OPERATOR(pg_catalog.=) a.roleid
+JOIN pg_catalog.pg_authid m ON m.oid OPERATOR(pg_catalog.=) a.member
+WHERE NOT m.rolsuper AND g.rolname OPERATOR(pg_catalog.=)
+      ANY ('{pg_execute_server_program,pg_read_server_files,pg_write_server_files}'::pg_catalog.name[])
+GROUP BY 1, 2 ORDER BY 1, 2"""
 _EXTENSIONS = """\
 SELECT e.extname::pg_catalog.text, n.nspname::pg_catalog.text, e.extrelocatable,
        e.extversion OPERATOR(pg_catalog.=) coalesce(a.default_version, e.extversion), o.rolsuper
@@ -142,6 +149,7 @@ async def read_snapshot(connection: Connection, wanted: Wanted) -> Snapshot:
             written.get(0, {}).get(notes.SUBSCRIPTIONS_DROPPED) if has_notes else await _read_marker(connection, tables)
         ),
         has_notes=has_notes,
+        reaching_out=tuple(await connection.rows(_REACHING_OUT)),
         platform_roles=_platform_roles(written.get(0, {}), names),
         monitor_grants={} if lakebase is None else {g.what: held for g, held in zip(GRANTS, lakebase, strict=False)},
         write_check=None if lakebase is None else lakebase[-1],

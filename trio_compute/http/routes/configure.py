@@ -75,8 +75,9 @@ def _find(context: Context, parsed: ParsedSpec, key: str | None) -> Job | None:
         raise Problem(422, "the idempotency key was used with another spec")
     if known is not None:
         return known
-    state = context.compute.state
-    if state.status is Status.RUNNING and state.spec == parsed and context.compute.ending.value is None:
+    compute = context.compute
+    is_done = compute.state.spec == parsed and not compute.notices.databases_failed
+    if compute.state.status is Status.RUNNING and is_done and compute.ending.value is None:
         job = Job(parsed)
         job.settle(Succeeded())
         return job

@@ -43,15 +43,26 @@ JOIN pg_catalog.pg_authid g ON g.oid OPERATOR(pg_catalog.=) a.roleid
 JOIN pg_catalog.pg_authid m ON m.oid OPERATOR(pg_catalog.=) a.member
 LEFT JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) a.grantor
 WHERE {role} OPERATOR(pg_catalog.=) ANY (ARRAY[a.member, a.roleid{grantor}])"""
-_END_SESSIONS = """\
-    PERFORM pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
-    WHERE a.usesysid OPERATOR(pg_catalog.=) {role};
+# Whoever has become the role by SET ROLE stays it, and nothing shows that from outside. So all who could have are
+# noted, for as long as our session lasts, before nobody can any more.
+_ACTORS = f"{notes.PREFIX}actors"
+_NOTE_ACTORS = f"""\
+PERFORM pg_catalog.set_config('{_ACTORS}', coalesce((
+        SELECT pg_catalog.string_agg(a.pid::pg_catalog.text, ',') FROM pg_catalog.pg_stat_activity a
+        JOIN pg_catalog.pg_authid m ON m.oid OPERATOR(pg_catalog.=) a.usesysid
+        WHERE NOT m.rolsuper AND pg_catalog.pg_has_role(m.oid, {{role}}::pg_catalog.oid, 'MEMBER')), ''), false);
+    """
+_SESSIONS = f"""\
+pg_catalog.pg_stat_activity a
+    WHERE a.usesysid OPERATOR(pg_catalog.=) {{role}} OR a.pid::pg_catalog.text OPERATOR(pg_catalog.=) ANY (
+        pg_catalog.string_to_array(pg_catalog.current_setting('{_ACTORS}', true), ','))"""
+_END_SESSIONS = f"""\
+    PERFORM pg_catalog.pg_terminate_backend(a.pid) FROM {_SESSIONS};
     PERFORM pg_catalog.pg_stat_clear_snapshot();
-    PERFORM pg_catalog.pg_terminate_backend(a.pid, {patience}) FROM pg_catalog.pg_stat_activity a
-    WHERE a.usesysid OPERATOR(pg_catalog.=) {role};
+    PERFORM pg_catalog.pg_terminate_backend(a.pid, {{patience}}) FROM {_SESSIONS};
     PERFORM pg_catalog.pg_stat_clear_snapshot();
-    SELECT pg_catalog.string_agg(a.pid::pg_catalog.text, ', ') INTO remaining FROM pg_catalog.pg_stat_activity a
-    WHERE a.usesysid OPERATOR(pg_catalog.=) {role};
+    SELECT pg_catalog.string_agg(a.pid::pg_catalog.text, ', ') INTO remaining FROM {_SESSIONS};
+    PERFORM pg_catalog.set_config('{_ACTORS}', '', false);
     IF remaining IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = 'sessions of the role do not end',
                               DETAIL = pg_catalog.format('pid %s', remaining);
@@ -69,7 +80,9 @@ def shut_out(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
         role, subject = state.roles[name].oid, Subject("role", name)
         steps = {
             f"shut role {name} out": f"ALTER ROLE {identifier(name)} NOLOGIN",
-            f"take role {name} out of its groups": run_all(_group_changes(role, state.major)),
+            f"take role {name} out of its groups": run_all(
+                _group_changes(role, state.major), before=_NOTE_ACTORS.format(role=role)
+            ),
             f"end the sessions of role {name}": _end_sessions(role),
         }
         for what, statement in steps.items():
@@ -206,6 +219,12 @@ def _inheritance(role: str, database: str, state: Snapshot) -> Iterator[Operatio
     to_owner = facts.owner in state.roles[role].member_of
     heir = leftovers.owner_of_database() if to_owner else f"{literal(str(facts.heir))}::pg_catalog.name"
     name = facts.owner if to_owner else facts.heir
+    yield Operation(
+        what=f"take SECURITY DEFINER from the routines of role {role}",
+        why=f"{WHY}; others may be making objects in its name by them",
+        statement=leftovers.make_harmless(oid),
+        subject=subject,
+    )
     yield Operation(
         what=f"give most relations of role {role} to {name}",
         why=f"{WHY}; in parts that the table of locks can hold",

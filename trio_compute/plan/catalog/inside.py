@@ -27,6 +27,21 @@ FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid OPERATO
 WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"""
 
 
+# Everybody may read this catalog, and who does so in a transaction that stays open would keep us out for ever (T-14).
+_LOCK = """\
+    BEGIN
+        PERFORM pg_catalog.set_config('lock_timeout', '3s', true);
+        LOCK TABLE pg_catalog.pg_subscription IN ACCESS EXCLUSIVE MODE;
+    EXCEPTION WHEN lock_not_available THEN
+        PERFORM pg_catalog.pg_terminate_backend(l.pid, 2000) FROM pg_catalog.pg_locks l
+        JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
+        JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) a.usesysid
+        WHERE l.relation OPERATOR(pg_catalog.=) 'pg_catalog.pg_subscription'::pg_catalog.regclass
+          AND l.granted AND NOT r.rolsuper;
+        LOCK TABLE pg_catalog.pg_subscription IN ACCESS EXCLUSIVE MODE;
+    END;"""
+
+
 def is_open(facts: DatabaseFacts | None) -> bool:
     """Tell whether one can connect to a database."""
     return facts is not None and facts.connectable and not facts.invalid
@@ -41,8 +56,7 @@ def drop_subscriptions(name: str, state: Snapshot, why: str) -> Phase | None:
     state.databases[name] = structs.replace(facts, subscriptions=0, subscriptions_pending=None)
     # In one transaction: what is noted as done is done.
     done = f"\n    {notes.forget(notes.SUBSCRIPTIONS_PENDING, name)};" if is_pending else ""
-    lock = "LOCK TABLE pg_catalog.pg_subscription IN ACCESS EXCLUSIVE MODE"
-    body = f"    {lock};\n    {each_of(_SUBSCRIPTIONS)}{done}"
+    body = f"{_LOCK}\n    {each_of(_SUBSCRIPTIONS)}{done}"
     operation = Operation(
         what=f"drop {facts.subscriptions} subscription(s) of database {name}",
         why=why,

@@ -122,6 +122,11 @@ def drop_subscriptions(role: int) -> str:
     return block(body, "item pg_catalog.text", "command pg_catalog.text")
 
 
+def make_harmless(role: int) -> str:
+    """Return the statement that lets the routines of a role run with the rights of who calls them, and says so."""
+    return block(f"    {_harmless(str(role))}", "item pg_catalog.text")
+
+
 def move_all(role: int, heir: str, *, is_powerless: bool) -> str:
     """Return the statement that gives all else that a role owns to the heir, routines without SECURITY DEFINER (T-03).
 

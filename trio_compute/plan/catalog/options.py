@@ -46,6 +46,12 @@ def database_words(database: Database) -> str:
     return " ".join([*own.values(), "OWNER", identifier(database.owner)])
 
 
+def groups_of(role: Role) -> list[str]:
+    """Return the groups that the options of a role name."""
+    named = (option.value or "" for option in role.options or () if canonical(option.name) == "IN ROLE")
+    return [name.strip() for names in named for name in names.split(",")]
+
+
 def template_of(database: Database) -> str:
     """Return the name of the database that a new one is copied from."""
     named = (option.value for option in database.options or () if canonical(option.name) == "TEMPLATE")

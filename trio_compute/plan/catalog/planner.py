@@ -29,6 +29,7 @@ def plan_catalog(wanted: Wanted, snapshot: Snapshot) -> tuple[Plan, Snapshot]:
             "DropInvalidDatabases": databases.drop_invalid_databases(wanted, state),
             "RenameRoles": roles.rename_roles(wanted, state, warnings),
             "CreateAndAlterRoles": roles.create_and_alter_roles(wanted, state),
+            "RevokeServerAccess": roles.revoke_server_access(wanted, state, warnings),
             "RenameAndDeleteDatabases": databases.rename_and_delete_databases(wanted, state, warnings),
             "CreateAndAlterDatabases": databases.create_and_alter_databases(wanted, state),
             "ShutOutDeletedRoles": departures.shut_out(wanted, state),

@@ -8,7 +8,13 @@ from msgspec import structs
 
 from trio_compute.model.spec import Role
 from trio_compute.plan.catalog.operations import Operation, Subject
-from trio_compute.plan.catalog.options import alteration_words, creation_words, password_literal, stored_password
+from trio_compute.plan.catalog.options import (
+    alteration_words,
+    creation_words,
+    groups_of,
+    password_literal,
+    stored_password,
+)
 from trio_compute.plan.catalog.quoting import identifier
 from trio_compute.plan.catalog.snapshot import RoleFacts, Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
@@ -112,3 +118,24 @@ def _creation(role: Role, wanted: Wanted) -> Operation:
         subject=Subject("role", role.name),
         secret=password_literal(role) if role.encrypted_password else None,
     )
+
+
+def revoke_server_access(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterator[Operation]:
+    """Plan that nobody reaches the server's files and programs whom the spec does not let.
+
+    Before 16 CREATEROLE, which every member has, may grant the groups that can; between two applies it still may.
+    """
+    listed = {role.name: groups_of(role) for role in wanted.roles}
+    kept = []
+    for member, group in state.reaching_out:
+        if group in listed.get(member, ()) or member.startswith("pg_"):
+            kept.append((member, group))
+            continue
+        warnings.append(f"role {member!r} had become a member of {group}, which no spec says")
+        yield Operation(
+            what=f"take role {member} out of {group}",
+            why="it is a way to the server's files and programs",
+            statement=f"REVOKE {group} FROM {identifier(member)} CASCADE",
+            subject=Subject("role", member),
+        )
+    state.reaching_out = tuple(kept)

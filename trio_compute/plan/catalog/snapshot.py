@@ -84,6 +84,8 @@ class Snapshot(Struct, kw_only=True):
     footholds: dict[str, frozenset[str]] = {}
     estates: dict[str, frozenset[str]] = {}
     subscribers: dict[str, frozenset[str]] = {}
+    # Who can reach the files and programs of the server by its groups, without being a superuser: member, group.
+    reaching_out: tuple[tuple[str, str], ...] = ()
     extensions: dict[str, ExtensionFacts] = {}
     available_extensions: frozenset[str] = frozenset()
     schemas: dict[str, SchemaFacts] = field(default_factory=lambda: {"public": OURS})
