@@ -113,6 +113,8 @@ def lay_town(ground: Ground) -> None:
     """Make a database with nothing in it but what a trap needs."""
     if not ground.exists("database", TOWN):
         ground.do("CREATE DATABASE {} OWNER {}", TOWN, MALLORY)
+        if ground.major < 15:  # as an apply does it
+            ground.do("ALTER SCHEMA public OWNER TO {}", MALLORY, database=TOWN)
         with ground.connect(TOWN, MALLORY) as session:
             lay_spring(session)
 

@@ -109,7 +109,7 @@ async def test_no_acknowledged_table_of_a_deleted_role_is_lost(town: Place, how:
         with at_work(town, leaver, how) as work:
             try:
                 await trio.to_thread.run_sync(work.wait_for, 20)
-                with trio.fail_after(60):
+                with trio.fail_after(40):
                     await delete(town, leaver)
             finally:
                 end_sessions(town)

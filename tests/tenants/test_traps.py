@@ -8,6 +8,7 @@ import pytest
 
 from tests.tenants.conftest import ALICE, MALLORY, Place
 from tests.tenants.ground import fresh
+from tests.tenants.hostile import lay_pg_temp
 from tests.tenants.ours import ask_all, deleted
 from trio_compute.errors import PostgresError
 
@@ -99,6 +100,9 @@ async def test_no_trap_springs_while_the_catalog_is_applied(place: Place, step: 
 
 async def test_no_trap_springs_while_a_route_is_asked(place: Place) -> None:
     """T-01, T-02, T-04: as above, for every route and errand; what it answers is not the point here."""
-    failures = await ask_all(place.ours, place.app)
+    with place.ground.connect(place.system, MALLORY) as one, place.ground.connect(place.app, MALLORY) as other:
+        lay_pg_temp(one)
+        lay_pg_temp(other)
+        failures = await ask_all(place.ours, place.app)
     crimes = place.judge.crimes()
     assert not crimes, f"{failures}\n" + "\n".join(crimes)
