@@ -230,7 +230,10 @@ class FakeHost(Host):
         await self._port(f"fetch {archive.extension}")
         return self.archive_sizes.get(archive.extension, 1000)
 
-    def schema_dump(self, database: str, encoding: str) -> SchemaDump:
+    async def undoing_options(self, database: str) -> str:
+        return ""
+
+    def schema_dump(self, database: str, encoding: str, options: str = "") -> SchemaDump:
         self.calls.append(f"schema_dump {database}")
         limits = self.settings.deadlines
         return SchemaDump(self.dump_command, {}, RunAs(), self.dump_places, limits, name=f"dump of {database}")

@@ -43,9 +43,10 @@ _TIMED_OUT = frozenset({QUERY_CANCELED, "55P03"})
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 # A user changes the same object at the same moment: a deadlock, or "tuple concurrently updated", which has no code of
-# its own. Once more helps; if it does not, it was another error.
+# its own. Once more helps, or some more times against one who changes it all the time; else it was another error.
 _CONFLICTS = frozenset({"40001", "40P01", "XX000"})
-MOST_CONFLICTS = 3
+MOST_CONFLICTS = 25
+CONFLICT_PAUSE_SECONDS = 0.02
 # A database may go, or close, between the look and the work: then there is nothing to do in it.
 _DATABASE_GONE = frozenset({"3D000", "55000"})
 # What the plan rests on changed under it: somebody made, dropped, renamed or gave away an object in the meantime.
@@ -204,9 +205,10 @@ class _Execution:
                     eviction = eviction or Eviction(connection, self._target, operation.occupied, self._deadlines)
                     await eviction.evict()
                 else:
-                    log.warning("catalog", about=str(failure), retry_in_seconds=pause)
-                    await trio.sleep(pause)
-                    pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+                    wait = CONFLICT_PAUSE_SECONDS if is_conflict else pause
+                    log.warning("catalog", about=str(failure), retry_in_seconds=wait)
+                    await trio.sleep(wait)
+                    pause = pause if is_conflict else min(pause * 2, LONGEST_PAUSE_SECONDS)
         except psycopg.Error as error:  # of the eviction
             return _failure(error, database, phase, operation, None)
         finally:

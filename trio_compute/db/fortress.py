@@ -7,7 +7,7 @@ to what Postgres itself has by the first statement (`OPENING`), whatever they ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from trio_compute.db.target import Target
 from trio_compute.deadlines import Deadlines
@@ -110,6 +110,12 @@ def _neutral(name: str, value: str | None) -> str:
 def setting_statement(count: int) -> str:
     """Return the statement that takes so many pairs of names and values."""
     return f"SELECT {', '.join(['pg_catalog.set_config(%s, %s, false)'] * count)}"
+
+
+def options_of(pairs: Sequence[str]) -> str:
+    """Return names and values, given alternately, as options of a session; blanks and backslashes are escaped."""
+    values = (value.replace("\\", "\\\\").replace(" ", "\\ ") for value in pairs[1::2])
+    return _words(dict(zip(pairs[::2], values, strict=True)))
 
 
 def _words(settings: dict[str, str]) -> str:

@@ -64,6 +64,8 @@ class ConnectRefused(PostgresError):
 class Connection(TrioConnection[tuple[Any, ...]]):
     """A session of the superuser in which nothing of a stranger takes effect."""
 
+    # Settings of the database and of the role that were undone: names and values that hold instead, alternately.
+    undone: tuple[str, ...] = ()
     # Before 17, whether this database has event triggers that fire even in a session like this one.
     wakes_event_triggers = False
 
@@ -121,7 +123,7 @@ async def _shut_out_strangers(connection: Connection) -> None:
     try:
         ((_, user, wakes, hostile),) = await connection.rows(OPENING)
         if hostile:
-            words = neutral_values(hostile)
+            connection.undone = words = tuple(neutral_values(hostile))
             await connection.rows(setting_statement(len(words) // 2), *words)
     except psycopg.Error as error:
         raise ConnectRefused(failure_text(error), error.sqlstate) from None

@@ -67,8 +67,8 @@ class PostgresTools:
         assert base_url is not None
         return await fetch_extension(base_url, archive, places, deadlines=self.settings.deadlines)
 
-    def schema_dump(self, database: str, encoding: str) -> SchemaDump:
-        """Return a dump of a database's definitions that is not started yet."""
+    def schema_dump(self, database: str, encoding: str, options: str = "") -> SchemaDump:
+        """Return a dump of a database's definitions that is not started yet, with more options for its session."""
         from trio_compute.db.maintenance import fortress_options
         from trio_compute.db.target import Target
         from trio_compute.postgres.binaries import sibling
@@ -83,7 +83,7 @@ class PostgresTools:
             target,
             database,
             name=name,
-            options=fortress_options(self.settings.connstr, limits),
+            options=f"{fortress_options(self.settings.connstr, limits)} {options}".rstrip(),
             encoding=encoding,
             deadlines=limits,
         )
@@ -96,6 +96,12 @@ class PostgresTools:
         from trio_compute.db.dump_waits import dumps_that_wait
 
         return await dumps_that_wait(self.settings.connstr, names, self.settings.deadlines)
+
+    async def undoing_options(self, database: str) -> str:
+        """Return the options of a session that undo what a database sets for all of its sessions."""
+        from trio_compute.db.database_encoding import undoing_options
+
+        return await undoing_options(self.settings.connstr, database, self.settings.deadlines)
 
     async def database_encoding(self, database: str) -> str | None:
         """Return the encoding of a database, None if Postgres has none of this name."""

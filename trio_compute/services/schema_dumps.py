@@ -18,7 +18,8 @@ AS_IT_IS = "SQL_ASCII"
 async def begin_schema_dump(life: Life, database: str) -> SchemaDump:
     """Return a dump that has begun to write; whoever takes it must close it.
 
-    It is in UTF-8, unless something in the catalog cannot be converted: then it comes as it is (T-06).
+    It is in UTF-8, unless something in the catalog cannot be converted: then it comes as it is (T-06). What the
+    database sets for its sessions is undone if pg_dump fails with it, which it sets most of itself (T-07).
 
     Raises NotFound, TimedOut and other PostgresErrors if pg_dump fails before it has written anything, Ended.
     """
@@ -28,16 +29,17 @@ async def begin_schema_dump(life: Life, database: str) -> SchemaDump:
     encoding = await life.host.database_encoding(database)
     if encoding is None:
         raise NotFound("database does not exist")
-    if encoding != UTF8:
-        dump, has_text = await _begun(life, database, AS_IT_IS)
+    options = await life.host.undoing_options(database)
+    if encoding != UTF8 or options:
+        dump, has_text = await _begun(life, database, UTF8 if encoding == UTF8 else AS_IT_IS, options)
     if has_text:
         return dump
     raise PostgresError("failed to execute pg_dump") from dump.failure
 
 
-async def _begun(life: Life, database: str, encoding: str) -> tuple[SchemaDump, bool]:
+async def _begun(life: Life, database: str, encoding: str, options: str = "") -> tuple[SchemaDump, bool]:
     """Return a dump, and whether it has text; raise what ended it if that was a limit, or no dump at all."""
-    dump = life.host.schema_dump(database, encoding)
+    dump = life.host.schema_dump(database, encoding, options)
     life.errands.begin(dump.run)
     has_text = False
     try:
