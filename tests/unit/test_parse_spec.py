@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from tests.unit.builders import DATA, PAGESERVER, TENANT, TIMELINE, cluster, document, parsed_spec, setting
 from trio_compute.errors import SpecError
+from trio_compute.model.addresses import split_host_port
 from trio_compute.model.decode import decode
 from trio_compute.model.ids import INVALID_LSN, Lsn
-from trio_compute.model.parsed import ParsedSpec, parse_spec, shard_url, shard_zero_url, split_host_port
+from trio_compute.model.parsed import ParsedSpec, parse_spec, shard_url, shard_zero_url
 from trio_compute.model.spec import ComputeSpec, Pageserver, PageserverConnectionInfo, PageserverProtocol, Shard
 
 

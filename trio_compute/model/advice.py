@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from trio_compute.model.catalog_rules import is_md5
 from trio_compute.model.conf_rules import conf_warnings, library_warnings
-from trio_compute.model.parsed import SETTINGS, setting_path
-from trio_compute.model.problems import Path, Problem
+from trio_compute.model.problems import SETTINGS, Path, Problem, outcome, setting_path
+from trio_compute.model.safekeepers import FIELD, SETTING, named_safekeepers, setting_warning, url_warning
 from trio_compute.model.spec import ComputeConfig, ComputeSpec, ControlPlaneAnswer
 
 MAX_NAME_BYTES = 63
@@ -21,6 +21,7 @@ _FALLBACKS = (
 def contradictions(spec: ComputeSpec) -> Iterator[Problem]:
     """Yield the parts of a spec that contradict each other; all of them are accepted."""
     yield from _pageservers(spec)
+    yield from _safekeepers(spec)
     yield from _fallbacks(spec)
     yield from _endpoint_storage(spec)
     yield from _repeated_names(spec)
@@ -77,6 +78,18 @@ def _pageservers(spec: ComputeSpec) -> Iterator[Problem]:
             message="stripe_size of pageserver_connection_info and shard_stripe_size disagree; the former is used",
             hint="make them agree, or leave shard_stripe_size out",
         )
+
+
+def _safekeepers(spec: ComputeSpec) -> Iterator[Problem]:
+    if warning := setting_warning(spec):
+        path = setting_path(spec, SETTING)
+        yield Problem(path=path, message=warning, hint="leave the setting out", also=(FIELD,))
+    named = outcome(named_safekeepers(spec))
+    if named is None:
+        return
+    entries, path = named
+    if warning := url_warning(entries):
+        yield Problem(path=path, message=warning, hint="write host:port, which is all that counts")
 
 
 def _fallbacks(spec: ComputeSpec) -> Iterator[Problem]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
-from typing import TypeVar
 
 from msgspec import Struct, structs
 
@@ -12,7 +10,8 @@ from trio_compute.errors import SpecError
 from trio_compute.model.catalog_rules import catalog_problems, catalog_warnings
 from trio_compute.model.conf_rules import conf_problems, conf_warnings, library_warnings
 from trio_compute.model.ids import INVALID_LSN, Lsn, TenantId, TimelineId, is_hex_id, shard_index
-from trio_compute.model.problems import Path, Problem, json_path
+from trio_compute.model.problems import SETTINGS, Path, Problem, Step, json_path, setting_path
+from trio_compute.model.safekeepers import check_safekeepers, named_safekeepers, safekeeper_warnings
 from trio_compute.model.spec import (
     ComputeSpec,
     Pageserver,
@@ -22,12 +21,7 @@ from trio_compute.model.spec import (
     StaticMode,
 )
 
-_GENERATION_PREFIX = re.compile(r"\Ag#\d+:")
-_HOST = re.compile(r"\A[^\s,/@?#\[\]]+\Z")
-_PORT = re.compile(r"\A[0-9]{1,5}\Z")
 _U32 = re.compile(r"\A[0-9]{1,10}\Z")
-
-SETTINGS = ("cluster", "settings")
 
 
 class ParsedSpec(Struct, frozen=True, kw_only=True):
@@ -60,11 +54,6 @@ class ParsedSpec(Struct, frozen=True, kw_only=True):
         return Lsn.parse(mode.lsn) if isinstance(mode, StaticMode) else INVALID_LSN
 
 
-T = TypeVar("T")
-# A step of the derivation yields what is wrong and returns its result, or None if it has none.
-Step = Generator[Problem, None, T]
-
-
 def parse_spec(spec: ComputeSpec) -> ParsedSpec:
     """Derive and validate a spec; raise SpecError with the contract's text at the first failure (contract 01 §9)."""
     steps = derive(spec)
@@ -86,11 +75,11 @@ def problems(spec: ComputeSpec) -> list[Problem]:
 def derive(spec: ComputeSpec) -> Step[ParsedSpec | None]:
     """Yield every broken rule in the order of the contract; return the parsed spec if there is none."""
     pageservers = yield from _pageservers(spec)
-    safekeepers = yield from _safekeepers(spec)
+    safekeepers = yield from named_safekeepers(spec)
     tenant_id = yield from _identity(spec, "tenant_id")
     timeline_id = yield from _identity(spec, "timeline_id")
     if safekeepers is not None:
-        yield from _check_safekeepers(spec, *safekeepers)
+        yield from check_safekeepers(spec, *safekeepers)
     if pageservers is not None:
         yield from _check_shards(pageservers)
     yield from catalog_problems(spec)
@@ -107,6 +96,7 @@ def derive(spec: ComputeSpec) -> Step[ParsedSpec | None]:
         endpoint_storage_token=spec.endpoint_storage_token or spec.cluster.setting("neon.endpoint_storage_token"),
         warnings=(
             *_contradictions(spec, pageservers),
+            *safekeeper_warnings(spec, safekeepers[0]),
             *catalog_warnings(spec),
             *conf_warnings(spec),
             *library_warnings(spec),
@@ -131,22 +121,6 @@ def shard_url(pageservers: PageserverConnectionInfo, shard: str, protocol: Pages
 def shard_zero_url(pageservers: PageserverConnectionInfo) -> str:
     """Return the URL that serves basebackups, for the preferred protocol."""
     return shard_url(pageservers, shard_index(0, pageservers.shard_count), pageservers.prefer_protocol)
-
-
-def setting_path(spec: ComputeSpec, name: str) -> Path:
-    """Return where the value of the first setting of this name stands."""
-    numbers = (number for number, option in enumerate(spec.cluster.settings or ()) if option.name == name)
-    return (*SETTINGS, next(numbers, 0), "value")
-
-
-def split_host_port(entry: str, *, what: str) -> tuple[str, int]:
-    """Split `host:port`, an IPv6 host in brackets; raise SpecError naming the entry (07 S-13)."""
-    host, colon, port_text = entry.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") and host.endswith("]") else host
-    port = int(port_text) if _PORT.match(port_text) else 0
-    if not colon or _HOST.match(bare) is None or (":" in bare and bare == host) or not 1 <= port <= 65535:
-        raise SpecError(f"{what} {entry[:80]!r} is not host:port")
-    return bare, port
 
 
 def _pageservers(spec: ComputeSpec) -> Step[PageserverConnectionInfo | None]:
@@ -220,27 +194,6 @@ def _contradictions(spec: ComputeSpec, chosen: PageserverConnectionInfo) -> tupl
     return ("pageserver_connection_info and pageserver_connstring disagree; the former is used",)
 
 
-def _safekeepers(spec: ComputeSpec) -> Step[tuple[tuple[str, ...], Path] | None]:
-    """Return the entries and where they stand."""
-    path: Path = ("safekeeper_connstrings",)
-    if spec.safekeeper_connstrings:
-        return tuple(spec.safekeeper_connstrings), path
-    if spec.mode != "Primary":
-        return (), path
-    text = spec.cluster.setting("neon.safekeepers")
-    if text is None:
-        yield Problem(
-            path=path,
-            message="safekeeper connstrings should be provided",
-            hint="a primary needs at least one safekeeper, as host:port",
-            also=(("mode",), SETTINGS),
-        )
-        return None
-    text = _GENERATION_PREFIX.sub("", text)
-    entries = tuple(part.strip() for part in text.split(",")) if text else ()
-    return entries, setting_path(spec, "neon.safekeepers")
-
-
 def _identity(spec: ComputeSpec, name: str) -> Step[str | None]:
     given: str | None = getattr(spec, name)
     chosen = spec.cluster.setting(f"neon.{name}") if given is None else given
@@ -254,37 +207,6 @@ def _identity(spec: ComputeSpec, name: str) -> Step[str | None]:
         yield Problem(path=path, message=f"invalid {what}", hint="it is exactly 32 hex digits")
         return None
     return chosen.lower()
-
-
-def _check_safekeepers(spec: ComputeSpec, entries: tuple[str, ...], path: Path) -> Step[None]:
-    listed = path == ("safekeeper_connstrings",)
-    if spec.mode == "Primary":
-        if not entries:
-            hint = "a primary needs at least one safekeeper, as host:port"
-            yield Problem(path=path, message="safekeeper_connstrings is empty", hint=hint)
-        for entry, second in sorted(_second_places(entries).items()):
-            yield Problem(
-                path=(*path, second) if listed else path,
-                message=f"duplicate entry in safekeeper_connstrings: {entry}!",
-                hint="name each safekeeper once",
-                also=(("mode",),),
-            )
-    for number, entry in enumerate(entries):
-        try:
-            split_host_port(entry, what="safekeeper_connstrings entry")
-        except SpecError as error:
-            place = (*path, number) if listed else path
-            yield Problem(path=place, message=str(error), hint="write host:port, an IPv6 host in brackets")
-
-
-def _second_places(entries: tuple[str, ...]) -> dict[str, int]:
-    """Return the entries that occur more than once, each with the place of its second occurrence."""
-    first: dict[str, int] = {}
-    second: dict[str, int] = {}
-    for number, entry in enumerate(entries):
-        if first.setdefault(entry, number) != number:
-            second.setdefault(entry, number)
-    return second
 
 
 def _check_shards(pageservers: PageserverConnectionInfo) -> Step[None]:

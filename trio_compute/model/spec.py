@@ -295,7 +295,10 @@ class ComputeSpec(Wire, frozen=True):
     ] = None
     safekeeper_connstrings: Annotated[
         list[str],
-        about("Safekeepers as `host:port`, no duplicates. A primary needs one; if empty, setting `neon.safekeepers`."),
+        about(
+            "Safekeepers as `host:port`, no duplicates; of a URL host and port count, 5432 if it names none. A primary "
+            "needs one; if empty, setting `neon.safekeepers`."
+        ),
     ] = []
     mode: Annotated[
         Mode,

@@ -17,8 +17,9 @@ import trio
 from trio_compute.deadlines import Deadlines
 from trio_compute.errors import SpecError, StorageError
 from trio_compute.host.run_as import RunAs
+from trio_compute.model.addresses import split_host_port
 from trio_compute.model.ids import Lsn, shard_index
-from trio_compute.model.parsed import ParsedSpec, shard_zero_url, split_host_port
+from trio_compute.model.parsed import ParsedSpec, shard_zero_url
 from trio_compute.plan.lease import LeaseTarget, LeaseTerms
 from trio_compute.storage import page_api
 from trio_compute.storage.interruptible import Inflow, run_interruptible
