@@ -118,7 +118,7 @@ def test_an_attached_answer_needs_a_spec() -> None:
 
 # The rules of contract 01 §9, each by its row; texts as in parse_spec.
 
-PAGESERVER = {"libpq_url": "p://0"}
+PAGESERVER = {"libpq_url": "host=p0"}
 
 
 def info(count: int, *pageservers: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
@@ -135,23 +135,23 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "1 stripe size": (
         document(
             "pageserver_connstring",
-            cluster=cluster(setting("neon.pageserver_connstring", "p://0"), setting("neon.stripe_size", "x")),
+            cluster=cluster(setting("neon.pageserver_connstring", "host=p0"), setting("neon.stripe_size", "x")),
         ),
         "$.cluster.settings[1].value",
         "invalid neon.stripe_size: 'x' is not a 32-bit integer",
     ),
     "1a no stripe size": (
-        document(pageserver_connstring="p://0,p://1"),
+        document(pageserver_connstring="host=p0,host=p1"),
         "$.pageserver_connstring",
         "2 shards but no stripe_size",
     ),
     "1a too many": (
-        document(pageserver_connstring=",".join(["p://0"] * 256), shard_stripe_size=1),
+        document(pageserver_connstring=",".join(["host=p0"] * 256), shard_stripe_size=1),
         "$.pageserver_connstring",
         "256 shards are more than 255",
     ),
     "1a empty part": (
-        document(pageserver_connstring="p://0,,p://1"),
+        document(pageserver_connstring="host=p0,,host=p1"),
         "$.pageserver_connstring",
         "empty connection string",
     ),
@@ -302,7 +302,7 @@ def test_every_error_of_a_file_is_reported() -> None:
         {"safekeeper_connstrings": [5]},
         {"safekeeper_connstrings": [5, 6]},
         {"pageserver_connstring": 5},
-        {"pageserver_connstring": "a,b", "shard_stripe_size": "x"},
+        {"pageserver_connstring": "host=a,host=b", "shard_stripe_size": "x"},
         {"pageserver_connection_info": {"shard_count": "2", "shards": {}}},
         {"pageserver_connection_info": {"shard_count": 0, "shards": {"xyz": {"pageservers": []}}}},
         {"delta_operations": [5]},
@@ -383,11 +383,11 @@ def test_a_repeated_key_is_a_warning_but_all_its_values_count_as_input() -> None
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"pageserver_connection_info": info(0, [{"libpq_url": "p://other"}])}, "$.pageserver_connstring"),
+        ({"pageserver_connection_info": info(0, [{"libpq_url": "host=pother"}])}, "$.pageserver_connstring"),
         (
             {
                 "pageserver_connection_info": info(2, [PAGESERVER], [PAGESERVER]),
-                "pageserver_connstring": "p://0,p://0",
+                "pageserver_connstring": "host=p0,host=p0",
                 "shard_stripe_size": 16,
             },
             "$.shard_stripe_size",

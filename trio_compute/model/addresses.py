@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 from trio_compute.errors import SpecError
 
@@ -42,6 +43,17 @@ def safekeeper_address(entry: str) -> tuple[str, int]:
     if found is None:  # the entry is not repeated, since a password may stand in it
         raise SpecError("safekeeper_connstrings entry is a URL that names no single host and port")
     return found
+
+
+def grpc_address(url: str) -> tuple[str, int]:
+    """Return host and port of a `grpc://host:port` URL; raise SpecError, which quotes no user part."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise SpecError("grpc_url is malformed") from None
+    if parts.scheme != "grpc" or "@" in parts.netloc or parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise SpecError("grpc_url is not grpc://host:port")
+    return split_host_port(parts.netloc, what="grpc_url")
 
 
 def _split(entry: str) -> tuple[str, int] | None:

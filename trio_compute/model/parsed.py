@@ -6,7 +6,9 @@ import re
 
 from msgspec import Struct, structs
 
+from trio_compute.conninfo import check_values, read_conninfo
 from trio_compute.errors import SpecError
+from trio_compute.model.addresses import grpc_address
 from trio_compute.model.catalog_rules import catalog_problems, catalog_warnings
 from trio_compute.model.conf_rules import conf_problems, conf_warnings, library_warnings
 from trio_compute.model.ids import INVALID_LSN, Lsn, TenantId, TimelineId, is_hex_id, shard_index
@@ -81,7 +83,7 @@ def derive(spec: ComputeSpec) -> Step[ParsedSpec | None]:
     if safekeepers is not None:
         yield from check_safekeepers(spec, *safekeepers)
     if pageservers is not None:
-        yield from _check_shards(pageservers)
+        yield from _check_shards(pageservers, _given_as(spec))
     yield from catalog_problems(spec)
     yield from conf_problems(spec)
     if pageservers is None or safekeepers is None or tenant_id is None or timeline_id is None:
@@ -209,7 +211,7 @@ def _identity(spec: ComputeSpec, name: str) -> Step[str | None]:
     return chosen.lower()
 
 
-def _check_shards(pageservers: PageserverConnectionInfo) -> Step[None]:
+def _check_shards(pageservers: PageserverConnectionInfo, given: Path | None) -> Step[None]:
     root: Path = ("pageserver_connection_info",)
     for number in range(max(1, pageservers.shard_count)):
         index = shard_index(number, pageservers.shard_count)
@@ -225,17 +227,37 @@ def _check_shards(pageservers: PageserverConnectionInfo) -> Step[None]:
             hint = "name the pageserver that serves this shard"
             yield Problem(path=(*path, "pageservers"), message="must have at least one pageserver", hint=hint)
         else:
-            yield from _check_url(pageservers, index, (*path, "pageservers", 0))
+            yield from _check_url(pageservers, index, (*path, "pageservers", 0), given)
 
 
-def _check_url(pageservers: PageserverConnectionInfo, index: str, path: Path) -> Step[None]:
+def _check_url(pageservers: PageserverConnectionInfo, index: str, path: Path, given: Path | None) -> Step[None]:
     protocol = pageservers.prefer_protocol
+    path = given or (*path, f"{protocol.value}_url")
     try:
-        shard_url(pageservers, index, protocol)
+        url = shard_url(pageservers, index, protocol)
     except SpecError as error:
         yield Problem(
-            path=(*path, f"{protocol.value}_url"),
+            path=path,
             message=str(error),
             hint=f"prefer_protocol is {protocol.value}: the first pageserver of each shard needs this URL",
             also=(("pageserver_connection_info", "prefer_protocol"),),
         )
+        return
+    try:
+        if protocol is PageserverProtocol.LIBPQ:
+            check_values(read_conninfo(url))
+        else:
+            grpc_address(url)
+    except SpecError as error:
+        what = "pageserver connection string" if protocol is PageserverProtocol.LIBPQ else "pageserver connection"
+        examples = {"libpq": "postgresql://no_user@host:6400", "grpc": "grpc://host:51051"}
+        hint = f"give it as in {examples[protocol.value]}"
+        yield Problem(path=path, message=f"{what}: {error}", hint=hint, is_told_whole=True)
+
+
+def _given_as(spec: ComputeSpec) -> Path | None:
+    """Return where the connection string of all shards stands, None if each shard has its own."""
+    if spec.pageserver_connection_info is not None:
+        return None
+    is_field = spec.pageserver_connstring is not None
+    return ("pageserver_connstring",) if is_field else setting_path(spec, "neon.pageserver_connstring")
