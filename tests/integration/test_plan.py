@@ -115,7 +115,7 @@ async def test_what_cannot_be_planned_is_refused_as_configure_would(rig: Rig) ->
         assert (await dry_run(child, rig, wanted(rig, tenant_id="0" * 32))).status_code == 400
         assert (await dry_run(child, rig, wanted(rig), text="perhaps")).status_code == 400
         bad = wanted(rig)
-        bad["spec"]["cluster"]["roles"].append({"name": "x", "encrypted_password": "plain"})
+        bad["spec"]["cluster"]["roles"].append({"name": "x", "encrypted_password": "SCRAM-SHA-256$plain"})
         answer = await dry_run(child, rig, bad)
         assert (answer.status_code, "SCRAM" in answer.text, "plain" in answer.text) == (400, True, False)
 

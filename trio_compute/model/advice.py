@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from trio_compute.model.catalog_rules import is_md5
+from trio_compute.model.catalog_rules import is_md5, is_plain
 from trio_compute.model.conf_rules import conf_warnings, library_warnings
 from trio_compute.model.problems import SETTINGS, Path, Problem, outcome, setting_path
 from trio_compute.model.safekeepers import FIELD, SETTING, named_safekeepers, setting_warning, url_warning
@@ -141,9 +141,14 @@ def _repeated_names(spec: ComputeSpec) -> Iterator[Problem]:
 def _weak_verifiers(spec: ComputeSpec) -> Iterator[Problem]:
     """Yield the passwords that whoever reads them can log in with (T-20)."""
     for number, role in enumerate(spec.cluster.roles):
-        if role.encrypted_password is not None and is_md5(role.encrypted_password):
+        password = role.encrypted_password or ""
+        path = ("cluster", "roles", number, "encrypted_password")
+        if is_plain(password):
+            message = "the password is plain text: the compute makes a SCRAM verifier of it"
+            yield Problem(path=path, message=message, hint="give a SCRAM-SHA-256 verifier")
+        elif is_md5(password):
             yield Problem(
-                path=("cluster", "roles", number, "encrypted_password"),
+                path=path,
                 message="the password is an md5 hash: members of pg_read_all_data can read it, and log in with it",
                 hint="give a SCRAM-SHA-256 verifier, which shows nobody the way in",
             )
