@@ -51,9 +51,11 @@ def grpc_address(url: str) -> tuple[str, int]:
         parts = urlsplit(url)
     except ValueError:
         raise SpecError("grpc_url is malformed") from None
-    if parts.scheme != "grpc" or "@" in parts.netloc or parts.path not in {"", "/"} or parts.query or parts.fragment:
+    # neon_local writes a user, which means nothing here; a password would be a misunderstanding.
+    user, _, place = parts.netloc.rpartition("@")
+    if parts.scheme != "grpc" or ":" in user or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise SpecError("grpc_url is not grpc://host:port")
-    return split_host_port(parts.netloc, what="grpc_url")
+    return split_host_port(place, what="grpc_url")
 
 
 def _split(entry: str) -> tuple[str, int] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from trio_compute.model.catalog_rules import is_md5, is_plain
 from trio_compute.model.conf_rules import conf_warnings, library_warnings
+from trio_compute.model.jwk import key_fault
 from trio_compute.model.problems import SETTINGS, Path, Problem, outcome, setting_path
 from trio_compute.model.safekeepers import FIELD, SETTING, named_safekeepers, setting_warning, url_warning
 from trio_compute.model.spec import ComputeConfig, ComputeSpec, ControlPlaneAnswer
@@ -50,7 +51,14 @@ def unusable_names(spec: ComputeSpec) -> Iterator[Problem]:
 
 
 def config_contradictions(config: ComputeConfig | ControlPlaneAnswer) -> Iterator[Problem]:
-    """Yield contradictions between a spec and what stands around it; paths begin at the document."""
+    """Yield what is doubtful around a spec, keys included; paths begin at the document."""
+    for number, jwk in enumerate(config.compute_ctl_config.jwks.keys):
+        if fault := key_fault(jwk):
+            yield Problem(
+                path=("compute_ctl_config", "jwks", "keys", number),
+                message=f"the key is skipped: {fault}",
+                hint="give an Ed25519 key (kty OKP), or an RSA key of at least 2048 bits with alg RS256",
+            )
     tls = config.compute_ctl_config.tls
     if tls is not None and config.spec is not None and "tls_experimental" not in config.spec.features:
         yield Problem(
