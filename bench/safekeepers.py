@@ -15,8 +15,9 @@ from trio_compute.db.target import Target
 from trio_compute.embedded.endpoints import Addresses
 from trio_compute.embedded.services import open_services
 from trio_compute.embedded.world import World
+from trio_compute.model.addresses import split_host_port
 from trio_compute.model.ids import Lsn
-from trio_compute.model.parsed import ParsedSpec, parse_spec, split_host_port
+from trio_compute.model.parsed import ParsedSpec, parse_spec
 from trio_compute.model.spec import Cluster, ComputeSpec
 from trio_compute.storage.safekeepers import check_safekeepers_synced
 

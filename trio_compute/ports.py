@@ -328,8 +328,6 @@ class Host(RuntimeSql, PostgresTools):
 
 
 def _check_connstr(connstr: str) -> None:
-    if "://" not in connstr:
-        raise SpecError("cannot parse connstr as a URL")
     try:
         Target.parse(connstr)
     except SpecError as error:

@@ -7,10 +7,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from trio_compute.conninfo import passwords
 from trio_compute.deadlines import Deadlines
 from trio_compute.errors import UsageError
 from trio_compute.trace_settings import TraceSettings, trace_settings
@@ -100,16 +101,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def secrets(self) -> tuple[str, ...]:
         """Return the values that must never be printed."""
-        known = (self.control_plane_token, self.pgbouncer_password, *_passwords(self.connstr), *self.traces.secrets())
+        known = (self.control_plane_token, self.pgbouncer_password, *passwords(self.connstr), *self.traces.secrets())
         return tuple(secret for secret in known if secret)
-
-
-def _passwords(url: str) -> tuple[str, ...]:
-    try:
-        password = urlsplit(url).password or ""
-    except ValueError:
-        return ()
-    return password, unquote(password)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -126,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -
     add = parser.add_argument
     add("-b", "--pgbin", default=environ.get("POSTGRES_PATH") or "postgres", help="Postgres binary (env POSTGRES_PATH)")
     add("-D", "--pgdata", metavar="DATADIR", type=Path, required=True, help="data directory; wiped on every start")
-    add("-C", "--connstr", metavar="DATABASE_URL", required=True, help="superuser connection URL")
+    add("-C", "--connstr", metavar="DATABASE_URL", required=True, help="superuser connection, as URL or keywords")
     add("-i", "--compute-id", required=True, help="identity of this compute")
     source = parser.add_argument_group("where the spec comes from (one is needed)")
     add = source.add_mutually_exclusive_group().add_argument

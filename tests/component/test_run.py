@@ -247,6 +247,19 @@ async def test_basebackup_retries_follow_the_schedule_and_clean_in_between(autoj
     assert interesting == ["fetch_basebackup", "clean_pgdata"] * 3 + ["fetch_basebackup"]
 
 
+async def test_a_basebackup_that_the_spec_forbids_is_not_tried_again(autojump_clock: Any) -> None:
+    """C-02: what cannot change fails at once."""
+    stage = Stage()
+    stage.host.failures["fetch_basebackup"] = [SpecError("pageserver connection: no")] * 20
+
+    async def script(stage: Stage) -> None:
+        error = (await stage.compute.reach(Status.FAILED)).error
+        assert error == "pageserver connection: no"
+
+    await stage.play(script)
+    assert stage.host.calls.count("fetch_basebackup") == 1
+
+
 async def test_unproven_safekeepers_are_synced_with_retries(autojump_clock: Any) -> None:
     stage = Stage()
     stage.host.synced_at = None

@@ -56,9 +56,12 @@ async def test_the_text_is_passed_on_as_text(tmp_path: Path) -> None:
     said = "--host 127.0.0.1 --port 55433 --username cloud_admin --lock-wait-timeout=10000ms --schema-only\n"
     assert (tmp_path / "called").read_text() == said
     environ = dict(line.partition("=")[::2] for line in (tmp_path / "environ").read_text().splitlines())
-    options = "-c a.b=1 -c lc_messages=C -c client_connection_check_interval=1000"
-    known = {"PGDATABASE": "postgres", "PGPASSWORD": "s3cr3tpassword", "PGOPTIONS": options, "LC_ALL": "C"}
+    known = {"PGDATABASE": "postgres", "PGPASSWORD": "s3cr3tpassword", "LC_ALL": "C"}
     assert known.items() <= environ.items()
+    options = environ["PGOPTIONS"]
+    assert options.endswith(" -c lc_messages=C -c client_connection_check_interval=1000")
+    # T-01: what keeps strangers out comes after the operator's own.
+    assert options.index("-c a.b=1 ") < options.index("-c search_path=pg_catalog,pg_temp ")
     assert environ["PGCONNECT_TIMEOUT"] == "5"
     assert environ["PGCLIENTENCODING"] == "UTF8"
 

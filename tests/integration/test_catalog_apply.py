@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from tests.integration.bare_postgres import PRIVILEGED, BarePostgres, apply, fresh, wanted
+from trio_compute.plan.catalog.passwords import matches
 
 pytestmark = pytest.mark.postgres
 
@@ -245,3 +246,18 @@ async def test_settings_that_users_put_on_a_database_do_not_disturb(setting: str
     delta = [{"action": "delete_role", "name": owner}]
     await apply(server, wanted([next_owner], [(name, next_owner)], delta))
     assert not server.exists("role", owner)
+
+
+async def test_the_superuser_and_a_role_get_the_passwords_of_the_spec(server: BarePostgres) -> None:
+    """C-03, C-04: a verifier of ours for a plain one; once applied there is nothing to do."""
+    name, plain = fresh("plain"), "Grüße \u00a0 aus 'Kiel'"
+    listed = [{"name": each, "encrypted_password": plain, "options": None} for each in ("cloud_admin", name)]
+    try:
+        assert not (await apply(server, wanted(listed))).is_empty
+        assert (await apply(server, wanted(listed))).is_empty
+        rows = server.sql("SELECT rolname::text, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL")
+        stored = dict(rows)
+        assert all(matches(stored[each], plain) for each in ("cloud_admin", name))
+        assert server.sql("SELECT rolsuper, rolcanlogin FROM pg_roles WHERE rolname = 'cloud_admin'") == [(True, True)]
+    finally:
+        await apply(server, wanted([{"name": "cloud_admin", "encrypted_password": None}]))

@@ -115,7 +115,7 @@ async def test_what_cannot_be_planned_is_refused_as_configure_would(rig: Rig) ->
         assert (await dry_run(child, rig, wanted(rig, tenant_id="0" * 32))).status_code == 400
         assert (await dry_run(child, rig, wanted(rig), text="perhaps")).status_code == 400
         bad = wanted(rig)
-        bad["spec"]["cluster"]["roles"].append({"name": "x", "encrypted_password": "plain"})
+        bad["spec"]["cluster"]["roles"].append({"name": "x", "encrypted_password": "SCRAM-SHA-256$plain"})
         answer = await dry_run(child, rig, bad)
         assert (answer.status_code, "SCRAM" in answer.text, "plain" in answer.text) == (400, True, False)
 
@@ -134,7 +134,7 @@ def test_without_a_server_the_plan_is_for_a_new_cluster() -> None:
         (["tests/data/nothing.json"], 1, "cannot read tests/data/nothing.json"),
         (["tests/data/invalid-many-errors.json"], 1, "`trio-compute validate` tells all"),
         (["tests/data/config_pooled.json"], 1, "holds no spec"),
-        (["tests/data/config_small.json", "--connstr", "nonsense"], 1, "not a postgres:// URL"),
+        (["tests/data/config_small.json", "--connstr", "nonsense"], 1, "neither a postgres:// URL nor keyword=value"),
         (["tests/data/config_small.json", "--connstr", "postgresql://u:hush@127.0.0.1:1/d"], 1, "refused"),
         (["tests/data/config_small.json", "--pgdata", "/nonexistent"], 1, "cannot read postgresql.conf"),
         ([], 2, "FILE"),

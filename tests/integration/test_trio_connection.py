@@ -764,19 +764,28 @@ async def test_options_and_application_name_reach_the_session(target: Target) ->
         ("postgres://h?options=-c%20a=b%20-c%20c%3Dd+e", Target("h", options="-c a=b -c c=d+e")),
         ("postgres://h?sslmode=disable&connect_timeout=3&application_name=x", Target("h", application_name="x")),
         ("postgres://u@h/d#1", Target("h", 5432, "u", "d#1")),
+        ("postgres://u:1?x=1@h/d", Target("h", 5432, "u", "d", "1?x=1")),
+        ("host=pageserver port=6400", Target("pageserver", 6400)),
+        ("host=h user=u dbname='d b' password='it\\'s'", Target("h", 5432, "u", "d b", "it's")),
+        ("host=name hostaddr=127.0.0.1", Target("127.0.0.1")),
+        (
+            "postgres://u@h?keepalives_idle=60&keepalives_retries=3&target_session_attrs=read-write&replication=false",
+            Target("h", 5432, "u", "u", tuning=(("keepalives_idle", "60"), ("keepalives_count", "3"))),
+        ),
     ],
 )
-def test_a_url_is_parsed(url: str, expected: Target) -> None:
+def test_a_connection_string_is_parsed(url: str, expected: Target) -> None:
+    """C-02: all that libpq and rust-postgres know is taken."""
     assert Target.parse(url) == expected
 
 
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        (f"host=h password={SECRET}", "not a postgres:// URL"),
-        (f"http://u:{SECRET}@h", "not a postgres:// URL"),
-        (f"postgres:/u:{SECRET}@h", "not a postgres:// URL"),
-        ("", "not a postgres:// URL"),
+        (f"hots=h password={SECRET}", "unknown parameter \\(did you mean host"),
+        (f"http://u:{SECRET}@h", "malformed|unknown parameter$"),
+        (f"postgres:/u:{SECRET}@h", "malformed|unknown parameter$"),
+        ("", "exactly one host"),
         ("postgres://u:s3cr3t@h:port/d", "malformed"),
         ("postgres://u:s3cr3t@h:5432x/d", "malformed"),
         ("postgres://u:s3cr3t@h:99999/d", "malformed"),
@@ -787,8 +796,15 @@ def test_a_url_is_parsed(url: str, expected: Target) -> None:
         ("postgres://u:12#s3cr3t", "malformed"),
         ("postgres://u:%ff@h/d", "malformed"),
         (f"postgres://u:{SECRET}@h/d", "malformed"),  # the slash in it must be escaped
-        ("postgres://u:x?s3cr3t=1@h/d", "malformed|unknown parameter"),
-        ("postgres://u:1?s3cr3t=1@h/d", "unknown parameter$"),
+        ("postgres://u:x?s3cr3t=1@h/d?s3cr3t=1", "unknown parameter$"),
+        ("host=h port=s3cr3t", "malformed"),
+        ("host=h password='s3cr3t", "malformed"),
+        ("host=h password=my s3cr3t", "malformed"),
+        ("host=h target_session_attrs=s3cr3t", "target_session_attrs is none of any, read-write"),
+        ("host=h hostaddr=s3cr3t", "hostaddr is not an IP address"),
+        ("host=h keepalives_idle=s3cr3t", "keepalives_idle is not a number"),
+        ("host=h channel_binding=require", "encryption by channel_binding"),
+        ("service=s3cr3t host=h", "names a service"),
         ("postgres://u:s3cr3t@h/d?colour=s3cr3t", "unknown parameter: colour$"),
         ("postgres://u:s3cr3t@h/d?sslmode=require", "encryption by sslmode"),
         ("postgres://u:s3cr3t@h,i/d", "exactly one host"),

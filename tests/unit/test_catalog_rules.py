@@ -94,12 +94,12 @@ def test_a_name_among_the_options_is_never_taken_for_a_word_of_sql(word: str) ->
         ([role("")], [], None, "must have 1 to 63 bytes"),
         ([role("é" * 32)], [], None, "must have 1 to 63 bytes"),
         ([], [{"name": "a\0", "owner": "o"}], None, "must have 1 to 63 bytes"),
-        ([role("r", "hush'; DROP")], [], None, "neither a SCRAM verifier nor an md5 hash"),
+        ([role("r", "a\0b")], [], None, "plain password of role 'r' must be text"),
+        ([role("r", "x" * 4097)], [], None, "plain password of role 'r' must be text"),
         ([role("r", "md5" + MD5)], [], None, "neither a SCRAM verifier nor an md5 hash"),
-        ([role("r", SCRAM.replace("A", "", 4))], [], None, "neither a SCRAM verifier nor an md5 hash"),
+        ([role("r", SCRAM.replace("AAAA", "", 1))], [], None, "neither a SCRAM verifier nor an md5 hash"),
         ([role("r", SCRAM.replace("c2FsdA==", "c2FsdA="))], [], None, "neither a SCRAM verifier nor an md5 hash"),
         ([role("r", SCRAM.replace("4096", "0"))], [], None, "neither a SCRAM verifier nor an md5 hash"),
-        ([role("r", "")], [], None, "neither a SCRAM verifier nor an md5 hash"),
         ([role("r", None, ("SUPERB", None, "bool"))], [], None, "option 'SUPERB' is not known"),
         ([role("r", None, ("CONNECTION LIMIT", "5; x", "integer"))], [], None, "needs a whole number"),
         ([role("r", None, ("CREATEDB", "yes", "bool"))], [], None, "takes no value"),
@@ -194,7 +194,12 @@ def test_options_that_postgres_always_refuses_are_refused_before_it(option: Any,
 def test_what_is_passed_over_is_told() -> None:
     """K-02, K-15, K-17, K-37."""
     cluster = {
-        "roles": [role("twice"), role("twice"), role("cloud_admin"), role("zenith_admin")],
+        "roles": [
+            role("twice"),
+            role("twice"),
+            role("cloud_admin", "plain", ("NOLOGIN", None, "bool")),
+            role("zenith_admin"),
+        ],
         "databases": [{"name": "kept", "owner": "o"}] * 2 + [{"name": "template1", "owner": "o"}],
     }
     delta = [{"action": "delete_db", "name": "kept"}, {"action": "explode", "name": "x"}]
@@ -202,8 +207,9 @@ def test_what_is_passed_over_is_told() -> None:
     assert warnings == (
         "role 'twice' is listed more than once; the first one counts",
         "database 'kept' is listed more than once; the first one counts",
-        "role 'cloud_admin' belongs to the system and stays as it is",
+        "role 'cloud_admin' belongs to the system: its password is set, its options are passed over",
         "role 'zenith_admin' belongs to the system and stays as it is",
+        "password of role 'cloud_admin' is plain text in the spec; a SCRAM verifier is made of it",
         "database 'template1' is a template of Postgres and stays as it is",
         "database 'kept' is to be deleted and listed as wanted; it stays",
         "unknown delta operation 'explode' is ignored",

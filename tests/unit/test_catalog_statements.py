@@ -38,7 +38,7 @@ PIECES = st.sampled_from(
 )
 NAMES = st.lists(PIECES, min_size=1, max_size=12).map("".join).filter(lambda name: len(name.encode()) <= 63)
 FEW = st.sampled_from(["a", 'b"', "c'$x$", "é\n\\", "z" * 63, "web_access"]) | NAMES
-PASSWORDS = st.sampled_from([None, MD5, SCRAM])
+PASSWORDS = st.sampled_from([None, MD5, SCRAM, "", "a plain 'one'"])
 ROLES = st.fixed_dictionaries(
     {
         "name": FEW,

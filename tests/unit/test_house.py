@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 # A room may import from its own floor and those below: model ← lifecycle, plan ← adapters ← services ← http, run.
 FLOORS = (
-    {"deadlines", "errors", "settings", "trace_settings", "model", "telemetry"},
+    {"conninfo", "deadlines", "errors", "settings", "trace_settings", "model", "telemetry"},
     {"lifecycle", "plan"},
     {"db", "postgres", "storage", "host", "vm_monitor"},
     {"ports"},
@@ -30,13 +30,14 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What the floors alone would allow.
 NARROWER = {
     "errors": set[str](),
+    "conninfo": {"errors"},
     "deadlines": set[str](),
-    "settings": {"deadlines", "errors", "trace_settings"},
+    "settings": {"conninfo", "deadlines", "errors", "trace_settings"},
     "trace_settings": set[str](),
-    "model": {"errors", "model"},
+    "model": {"conninfo", "errors", "model"},
     "telemetry": {"errors", "model", "telemetry"},
-    "plan": {"deadlines", "errors", "model", "plan", "settings"},
-    "lifecycle": {"deadlines", "errors", "settings", "model", "telemetry", "lifecycle"},
+    "plan": {"conninfo", "deadlines", "errors", "model", "plan", "settings"},
+    "lifecycle": {"conninfo", "deadlines", "errors", "settings", "model", "telemetry", "lifecycle"},
     # Who uses it needs no server.
     "client": {"errors", "model", "plan", "telemetry", "client"},
 }

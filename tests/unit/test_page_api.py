@@ -67,6 +67,7 @@ def test_an_answer_without_an_expiry_is_malformed(data: bytes) -> None:
         ("grpc://ps-1:51051", "dns:///ps-1:51051"),
         ("grpc://127.0.0.1:1/", "dns:///127.0.0.1:1"),
         ("grpc://[::1]:51051", "dns:///[::1]:51051"),
+        ("grpc://no_user@127.0.0.1:51051", "dns:///127.0.0.1:51051"),
     ],
 )
 def test_a_grpc_url_names_its_peer(url: str, target: str) -> None:

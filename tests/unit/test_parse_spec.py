@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from tests.unit.builders import DATA, PAGESERVER, TENANT, TIMELINE, cluster, document, parsed_spec, setting
 from trio_compute.errors import SpecError
+from trio_compute.model.addresses import split_host_port
 from trio_compute.model.decode import decode
 from trio_compute.model.ids import INVALID_LSN, Lsn
-from trio_compute.model.parsed import ParsedSpec, parse_spec, shard_url, shard_zero_url, split_host_port
+from trio_compute.model.parsed import ParsedSpec, parse_spec, shard_url, shard_zero_url
 from trio_compute.model.spec import ComputeSpec, Pageserver, PageserverConnectionInfo, PageserverProtocol, Shard
 
 
@@ -67,7 +68,7 @@ def test_the_setting_is_the_last_resort() -> None:
 
 @pytest.mark.parametrize("text", ["", "many", "-1", "1.0", "4294967296", "9" * 5000, "²", " 12 x"])
 def test_a_stripe_size_setting_that_is_no_u32_is_refused(text: str) -> None:
-    settings_ = cluster(setting("neon.pageserver_connstring", "a://b,a://c"), setting("neon.stripe_size", text))
+    settings_ = cluster(setting("neon.pageserver_connstring", "host=b,host=c"), setting("neon.stripe_size", text))
     message = refusal("pageserver_connstring", cluster=settings_)
     assert "stripe_size" in message
     assert len(message) < 200
@@ -107,25 +108,26 @@ def test_one_part_is_unsharded_and_drops_the_stripe_size() -> None:
 
 
 def test_each_part_is_one_shard() -> None:
-    pageservers = parsed_spec(pageserver_connstring="p://0,p://1,p://2", shard_stripe_size=8).pageservers
+    pageservers = parsed_spec(pageserver_connstring="host=p0,host=p1,host=p2", shard_stripe_size=8).pageservers
     assert (pageservers.shard_count, pageservers.stripe_size) == (3, 8)
     assert pageservers.shards == {
-        f"0{n}03": Shard(pageservers=[Pageserver(id=None, libpq_url=f"p://{n}", grpc_url=None)]) for n in range(3)
+        f"0{n}03": Shard(pageservers=[Pageserver(id=None, libpq_url=f"host=p{n}", grpc_url=None)]) for n in range(3)
     }
 
 
 def test_several_shards_need_a_stripe_size() -> None:
-    assert refusal(pageserver_connstring="p://0,p://1") == "2 shards but no stripe_size"
+    assert refusal(pageserver_connstring="host=p0,host=p1") == "2 shards but no stripe_size"
 
 
 def test_255_shards_fit_and_256_do_not() -> None:
     assert (
-        parsed_spec(pageserver_connstring=",".join(["p://x"] * 255), shard_stripe_size=1).pageservers.shard_count == 255
+        parsed_spec(pageserver_connstring=",".join(["host=px"] * 255), shard_stripe_size=1).pageservers.shard_count
+        == 255
     )
-    assert "256" in refusal(pageserver_connstring=",".join(["p://x"] * 256), shard_stripe_size=1)
+    assert "256" in refusal(pageserver_connstring=",".join(["host=px"] * 256), shard_stripe_size=1)
 
 
-@pytest.mark.parametrize("text", ["", " ", ",", "p://0,", ",p://1", "p://0, ,p://2", "\t"])
+@pytest.mark.parametrize("text", ["", " ", ",", "host=p0,", ",host=p1", "host=p0, ,host=p2", "\t"])
 def test_an_empty_part_is_refused(text: str) -> None:
     """B-06: the original accepts an empty connection string as one shard."""
     assert refusal(pageserver_connstring=text, shard_stripe_size=1) == "empty connection string"
@@ -247,43 +249,45 @@ def test_a_host_and_port_are_split(entry: str, host: str, port: int) -> None:
 
 def test_every_shard_must_be_present() -> None:
     """B-08: a missing shard is found when the spec is accepted."""
-    broken = info([pageserver("p://0")], [pageserver("p://1")], count=3)
+    broken = info([pageserver("host=p0")], [pageserver("host=p1")], count=3)
     assert refusal(pageserver_connection_info=broken) == "shard 0203 missing from pageserver_connection_info shard map"
     empty = {"shard_count": 0, "shards": {}}
     assert refusal(pageserver_connection_info=empty) == "shard 0000 missing from pageserver_connection_info shard map"
-    one_of_one = info([pageserver("p://0")], count=0) | {"shard_count": 1}
+    one_of_one = info([pageserver("host=p0")], count=0) | {"shard_count": 1}
     assert refusal(pageserver_connection_info=one_of_one).startswith("shard 0001 missing")
 
 
 def test_every_shard_must_have_a_pageserver() -> None:
     """B-08."""
-    broken = info([pageserver("p://0")], [])
+    broken = info([pageserver("host=p0")], [])
     assert refusal(pageserver_connection_info=broken) == "must have at least one pageserver"
 
 
 @pytest.mark.parametrize("url", [None, ""])
 def test_the_first_pageserver_must_have_a_url_of_the_preferred_protocol(url: str | None) -> None:
     """B-08: a missing URL is found when the spec is accepted."""
-    second = [pageserver(url, grpc_url="grpc://x"), pageserver("p://good")]
-    broken = info([pageserver("p://0", grpc_url="grpc://0")], second)
+    second = [pageserver(url, grpc_url="grpc://x:1"), pageserver("p://good")]
+    broken = info([pageserver("host=p0", grpc_url="grpc://0:1")], second)
     assert refusal(pageserver_connection_info=broken) == "no libpq_url for shard 0102"
     broken = info(
-        [pageserver("p://0", grpc_url="grpc://0")], [pageserver("p://1", grpc_url=url)], prefer_protocol="grpc"
+        [pageserver("host=p0", grpc_url="grpc://0:1")],
+        [pageserver("host=p1", grpc_url=url)],
+        prefer_protocol="grpc",
     )
     assert refusal(pageserver_connection_info=broken) == "no grpc_url for shard 0102"
 
 
 def test_a_grpc_only_tenant_is_accepted_when_it_prefers_grpc() -> None:
     parsed = parsed_spec(
-        pageserver_connection_info=info([pageserver(None, grpc_url="grpc://x")], count=0, prefer_protocol="grpc")
+        pageserver_connection_info=info([pageserver(None, grpc_url="grpc://x:1")], count=0, prefer_protocol="grpc")
     )
-    assert shard_zero_url(parsed.pageservers) == "grpc://x"
+    assert shard_zero_url(parsed.pageservers) == "grpc://x:1"
 
 
 def test_shard_indexes_may_be_in_upper_case() -> None:
-    shards = {f"{n:02X}10": {"pageservers": [pageserver(f"p://{n}")]} for n in range(16)}
+    shards = {f"{n:02X}10": {"pageservers": [pageserver(f"host=p{n}")]} for n in range(16)}
     parsed = parsed_spec(pageserver_connection_info={"shard_count": 16, "stripe_size": 1, "shards": shards})
-    assert shard_url(parsed.pageservers, "0b10", PageserverProtocol.LIBPQ) == "p://11"
+    assert shard_url(parsed.pageservers, "0b10", PageserverProtocol.LIBPQ) == "host=p11"
 
 
 @pytest.mark.parametrize("action", ["rename_db", "rename_role"])
@@ -311,8 +315,10 @@ def test_a_contradiction_between_the_two_forms_is_only_a_warning() -> None:
 
 
 def test_shards_that_changed_places_are_a_contradiction_too() -> None:
-    swapped = info([pageserver("p://1")], [pageserver("p://0")], stripe_size=1)
-    parsed = parsed_spec(pageserver_connection_info=swapped, pageserver_connstring="p://0,p://1", shard_stripe_size=1)
+    swapped = info([pageserver("host=p1")], [pageserver("host=p0")], stripe_size=1)
+    parsed = parsed_spec(
+        pageserver_connection_info=swapped, pageserver_connstring="host=p0,host=p1", shard_stripe_size=1
+    )
     assert len(parsed.warnings) == 1
 
 
@@ -389,7 +395,7 @@ FROM_SETTINGS = document(
     "tenant_id", "timeline_id", "pageserver_connstring", "safekeeper_connstrings",
     cluster=cluster(
         setting("neon.tenant_id", TENANT), setting("neon.timeline_id", TIMELINE), setting("neon.stripe_size", "5"),
-        setting("neon.pageserver_connstring", "p://0,p://1"), setting("neon.safekeepers", "g#1:a:1,b:2"),
+        setting("neon.pageserver_connstring", "host=p0,host=p1"), setting("neon.safekeepers", "g#1:a:1,b:2"),
     ),
 )  # fmt: skip
 

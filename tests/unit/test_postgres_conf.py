@@ -24,7 +24,7 @@ CONTEXT = ConfContext(privileged_role_name="neon_superuser", internal_http_port=
 def info(*urls: str | None, **changes: Any) -> dict[str, Any]:
     count = len(urls) if len(urls) > 1 else 0
     shards = {
-        f"{n:02x}{count:02x}": {"pageservers": [{"libpq_url": url, "grpc_url": f"grpc://{n}"}]}
+        f"{n:02x}{count:02x}": {"pageservers": [{"libpq_url": url, "grpc_url": f"grpc://{n}:1"}]}
         for n, url in enumerate(urls)
     }
     return {"shard_count": count, "shards": shards, **changes}
@@ -237,37 +237,37 @@ def test_the_verbatim_text_comes_first_and_unchanged() -> None:
 
 
 def test_each_shard_has_its_url_and_the_stripe_size_stands_before() -> None:
-    lines = render(pageserver_connection_info=info("p://0", "p://1", "p://2", stripe_size=2048))
+    lines = render(pageserver_connection_info=info("host=p0", "host=p1", "host=p2", stripe_size=2048))
     at = lines.index("neon.stripe_size=2048")
-    assert lines[at + 1] == "neon.pageserver_connstring='p://0,p://1,p://2'"
+    assert lines[at + 1] == "neon.pageserver_connstring='host=p0,host=p1,host=p2'"
 
 
 def test_shards_are_in_the_order_of_their_numbers() -> None:
-    shards = {f"{n:02X}10": {"pageservers": [{"libpq_url": f"p://{n}"}]} for n in reversed(range(16))}
+    shards = {f"{n:02X}10": {"pageservers": [{"libpq_url": f"host=p{n}"}]} for n in reversed(range(16))}
     lines = render(pageserver_connection_info={"shard_count": 16, "shards": shards})
-    assert f"neon.pageserver_connstring='{','.join(f'p://{n}' for n in range(16))}'" in lines
+    assert f"neon.pageserver_connstring='{','.join(f'host=p{n}' for n in range(16))}'" in lines
 
 
 def test_a_shard_without_libpq_leaves_only_a_comment() -> None:
-    parsed = parsed_spec(pageserver_connection_info=info("p://0", None, prefer_protocol="grpc"))
+    parsed = parsed_spec(pageserver_connection_info=info("host=p0", None, prefer_protocol="grpc"))
     text = render_postgresql_conf(parsed, CONTEXT)
     assert "# no neon.pageserver_connstring\n" in text
     assert "\nneon.pageserver_connstring" not in text
 
 
 def test_the_connection_string_is_written_as_it_came() -> None:
-    lines = render(pageserver_connstring="p://0,p://1", shard_stripe_size=5)
-    assert lines[lines.index("neon.stripe_size=5") + 1] == "neon.pageserver_connstring='p://0,p://1'"
+    lines = render(pageserver_connstring="host=p0,host=p1", shard_stripe_size=5)
+    assert lines[lines.index("neon.stripe_size=5") + 1] == "neon.pageserver_connstring='host=p0,host=p1'"
 
 
 def test_the_stripe_size_of_the_connection_info_counts_when_there_is_one() -> None:
-    lines = render(pageserver_connection_info=info("p://0"), shard_stripe_size=5)
+    lines = render(pageserver_connection_info=info("host=p0"), shard_stripe_size=5)
     assert not [line for line in lines if line.startswith("neon.stripe_size")]
 
 
 def test_what_was_derived_from_settings_is_not_written_twice() -> None:
     names = ("pageserver_connstring", "safekeepers", "tenant_id", "timeline_id")
-    values = ("p://x", "a:1", TENANT, TIMELINE)
+    values = ("host=px", "a:1", TENANT, TIMELINE)
     options = [setting(f"neon.{name}", value) for name, value in zip(names, values, strict=True)]
     keys = ("pageserver_connstring", "safekeeper_connstrings", "tenant_id", "timeline_id")
     lines = render(*keys, cluster=cluster(*options))

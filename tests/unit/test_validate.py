@@ -118,7 +118,7 @@ def test_an_attached_answer_needs_a_spec() -> None:
 
 # The rules of contract 01 §9, each by its row; texts as in parse_spec.
 
-PAGESERVER = {"libpq_url": "p://0"}
+PAGESERVER = {"libpq_url": "host=p0"}
 
 
 def info(count: int, *pageservers: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
@@ -135,23 +135,23 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "1 stripe size": (
         document(
             "pageserver_connstring",
-            cluster=cluster(setting("neon.pageserver_connstring", "p://0"), setting("neon.stripe_size", "x")),
+            cluster=cluster(setting("neon.pageserver_connstring", "host=p0"), setting("neon.stripe_size", "x")),
         ),
         "$.cluster.settings[1].value",
         "invalid neon.stripe_size: 'x' is not a 32-bit integer",
     ),
     "1a no stripe size": (
-        document(pageserver_connstring="p://0,p://1"),
+        document(pageserver_connstring="host=p0,host=p1"),
         "$.pageserver_connstring",
         "2 shards but no stripe_size",
     ),
     "1a too many": (
-        document(pageserver_connstring=",".join(["p://0"] * 256), shard_stripe_size=1),
+        document(pageserver_connstring=",".join(["host=p0"] * 256), shard_stripe_size=1),
         "$.pageserver_connstring",
         "256 shards are more than 255",
     ),
     "1a empty part": (
-        document(pageserver_connstring="p://0,,p://1"),
+        document(pageserver_connstring="host=p0,,host=p1"),
         "$.pageserver_connstring",
         "empty connection string",
     ),
@@ -302,7 +302,7 @@ def test_every_error_of_a_file_is_reported() -> None:
         {"safekeeper_connstrings": [5]},
         {"safekeeper_connstrings": [5, 6]},
         {"pageserver_connstring": 5},
-        {"pageserver_connstring": "a,b", "shard_stripe_size": "x"},
+        {"pageserver_connstring": "host=a,host=b", "shard_stripe_size": "x"},
         {"pageserver_connection_info": {"shard_count": "2", "shards": {}}},
         {"pageserver_connection_info": {"shard_count": 0, "shards": {"xyz": {"pageservers": []}}}},
         {"delta_operations": [5]},
@@ -383,11 +383,11 @@ def test_a_repeated_key_is_a_warning_but_all_its_values_count_as_input() -> None
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"pageserver_connection_info": info(0, [{"libpq_url": "p://other"}])}, "$.pageserver_connstring"),
+        ({"pageserver_connection_info": info(0, [{"libpq_url": "host=pother"}])}, "$.pageserver_connstring"),
         (
             {
                 "pageserver_connection_info": info(2, [PAGESERVER], [PAGESERVER]),
-                "pageserver_connstring": "p://0,p://0",
+                "pageserver_connstring": "host=p0,host=p0",
                 "shard_stripe_size": 16,
             },
             "$.shard_stripe_size",
@@ -433,6 +433,58 @@ def test_what_this_version_does_not_act_upon_is_a_warning() -> None:
     expected = unapplied(parsed, make_settings())
     rules = [finding.rule for finding in report_of(LARGE).warnings]
     assert [rule.partition(":")[0] for rule in rules if "act upon" in rule] == expected
+
+
+@pytest.mark.parametrize(
+    ("jwk", "said_of_it"),
+    [
+        ({"kty": "OKP", "crv": "Ed25519", "x": "!"}, "it cannot be read"),
+        ({"kty": "OKP", "crv": "Ed25519", "x": "AAAA"}, "an Ed25519 key has 32 bytes, not 3"),
+        ({"kty": "OKP", "crv": "X25519", "x": "A" * 43}, "its kind is not supported"),
+        ({"kty": "RSA", "alg": "RS256", "n": "AQAB", "e": "AQAB"}, "17 bits are too short"),
+        ({"kty": "RSA", "alg": "RS256", "n": "_" * 3000, "e": "AQAB"}, "18000 bits are too long"),
+        ({"kty": "RSA", "alg": "RS256", "n": "_" * 342 + "w", "e": "AQ"}, "no RSA key"),
+        ({}, "its kind is not supported"),
+    ],
+    ids=str,
+)
+def test_a_key_that_verifies_nothing_is_a_warning(jwk: dict[str, str], said_of_it: str) -> None:
+    """C-08: told before the start, with or without a spec; the file stays usable (B-10)."""
+    good = {"kty": "OKP", "crv": "Ed25519", "x": "A" * 43, "kid": "k", "use": "sig", "key_ops": ["verify"]}
+    ctl = {"jwks": {"keys": [good, jwk]}}
+    answer = {"status": "empty", "compute_ctl_config": ctl}
+    for value in (wrapped(document(), compute_ctl_config=ctl), {"compute_ctl_config": ctl}, answer):
+        assert errors_of(value) == {}
+        (path, rule), *others = warnings_of(value).items()
+        assert (path, others) == ("$.compute_ctl_config.jwks.keys[1]", [])
+        assert said_of_it in rule
+
+
+def test_what_neon_local_always_writes_is_no_news() -> None:
+    """C-08: fields that are known and unused, a user in a gRPC URL; other unknown keys are still told."""
+    databases = [{"name": "neondb", "owner": "test", "options": None, "restrict_conn": False, "invalid": False}]
+    roles = [{"name": "test", "encrypted_password": None, "options": None}]
+    urls = {"id": 1, "libpq_url": "postgres://no_user@h:5432", "grpc_url": "grpc://no_user@h:51051"}
+    shards = {"0000": {"pageservers": [urls]}}
+    for protocol in ("libpq", "grpc"):
+        info_ = {"shard_count": 0, "stripe_size": None, "shards": shards, "prefer_protocol": protocol}
+        value = document(
+            pageserver_connstring="postgres://no_user@h:5432",
+            pageserver_connection_info=info_,
+            cluster={"roles": roles, "databases": databases, "settings": None, "postgresql_conf": "", "state": None},
+        )
+        assert (errors_of(wrapped(value)), warnings_of(wrapped(value))) == ({}, {})
+    assert list(warnings_of(document(restrict_conn=True))) == ["$.restrict_conn"]
+
+
+def test_hints_are_not_spoilt_by_redaction() -> None:
+    """C-08: what looks like a secret in them is an example; a secret that is an ordinary word changes nothing."""
+    roles = [{"name": "r", "encrypted_password": "SCRAM-SHA-256$short"}, {"name": "s", "encrypted_password": "give"}]
+    report = report_of(document(cluster=cluster(roles=roles)))
+    (line,) = report.lines(report.errors)
+    assert line["hint"].startswith("give SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>, or")
+    lines = report.lines(report.warnings)
+    assert "[redacted]" not in "".join(line["hint"] for line in lines)
 
 
 # Large and many.

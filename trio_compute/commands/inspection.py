@@ -55,7 +55,8 @@ class Report(Struct, frozen=True):
             {
                 "path": path_text(finding.path, redact),
                 "rule": redact(_without_odd_value(finding.rule)),
-                "hint": redact(finding.hint),
+                # A hint is a text of ours, in which what looks like a secret is an example (C-08).
+                "hint": redact(finding.hint) if finding.quotes_keys else finding.hint,
             }
             for finding in findings[:MOST_FINDINGS]
         ]
@@ -161,12 +162,11 @@ def _judge(value: ComputeConfig | ComputeSpec | ControlPlaneAnswer | None) -> tu
     if value.spec is not None:
         rules, doubts = _judge_spec(value.spec, ("spec",))
         return rules, [*config_contradictions(value), *doubts]
+    rules = []
     if isinstance(value, ControlPlaneAnswer) and value.status == "attached":
         missing = "compute is attached, but spec is empty"
-        return [
-            Problem(path=("spec",), message=missing, hint="give the spec, or status empty", also=(("status",),))
-        ], []
-    return [], []
+        rules = [Problem(path=("spec",), message=missing, hint="give the spec, or status empty", also=(("status",),))]
+    return rules, [*config_contradictions(value)]
 
 
 def _judge_spec(spec: ComputeSpec, root: Path) -> tuple[list[Problem], list[Problem]]:

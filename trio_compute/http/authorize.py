@@ -6,7 +6,6 @@ the audience must be an array), so only the signature is left to a library, load
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,10 +14,10 @@ import msgspec
 from msgspec import Struct
 
 from trio_compute.http.problems import Problem
+from trio_compute.model.jwk import key_fault, unbase64
 from trio_compute.telemetry.logging import get_logger
 
 EXPIRY_LEEWAY_SECONDS = 60
-SHORTEST_RSA_BITS = 2048
 MAX_REMEMBERED_TOKENS = 64
 ADMIN_SCOPE = "compute_ctl:admin"
 ADMIN_AUDIENCE = "compute"
@@ -43,14 +42,14 @@ class Authorizer:
     """Check bearer tokens against the keys given at process start."""
 
     def __init__(self, jwks: list[dict[str, Any]], compute_id: str, *, bypassed: bool = False) -> None:
-        self._jwks = jwks
+        self._jwks = [jwk for number, jwk in enumerate(jwks) if _is_usable(number, jwk)]
         self._compute_id = compute_id
         self._bypassed = bypassed
         self._keys: list[tuple[str, Verify]] | None = None
         self._verified: dict[str, _Claims] = {}
         if bypassed:
             log.warning("the external API needs no token: INSTANCE_ID is set in lakebase mode")
-        elif not jwks:
+        elif not self._jwks:
             log.warning("no verification keys: every request that needs a token will be refused")
 
     def check(self, authorization: str | None) -> None:
@@ -90,22 +89,22 @@ class Authorizer:
     def _verified_claims(self, token: str) -> _Claims | None:
         try:
             header_text, payload_text, signature_text = token.split(".")
-            header = msgspec.json.decode(_unbase64(header_text), type=_Header)
-            signature = _unbase64(signature_text)
+            header = msgspec.json.decode(unbase64(header_text), type=_Header)
+            signature = unbase64(signature_text)
         except (ValueError, RecursionError):
             return None
         signed = f"{header_text}.{payload_text}".encode()
         if not any(_matches(header, algorithm, verify, signature, signed) for algorithm, verify in self.load_keys()):
             return None
         try:
-            return msgspec.json.decode(_unbase64(payload_text), type=_Claims)
+            return msgspec.json.decode(unbase64(payload_text), type=_Claims)
         except (ValueError, RecursionError):
             return None
 
     def load_keys(self) -> list[tuple[str, Verify]]:
-        """Return the usable keys with their algorithms, warning once about each other one (B-10)."""
+        """Return the usable keys with their algorithms."""
         if self._keys is None:
-            self._keys = [key for number, jwk in enumerate(self._jwks) if (key := _load_key(number, jwk)) is not None]
+            self._keys = [key for jwk in self._jwks if (key := _load_key(jwk)) is not None]
         return self._keys
 
 
@@ -125,31 +124,32 @@ def _is_expired(claims: _Claims) -> bool:
     return claims.exp is not None and claims.exp < time.time() - EXPIRY_LEEWAY_SECONDS
 
 
-def _unbase64(text: str) -> bytes:
-    if not text.isascii() or "=" in text:
-        raise ValueError("not base64url without padding")
-    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+def _is_usable(number: int, jwk: dict[str, Any]) -> bool:
+    """Tell at the start, not at the first token, which keys are skipped (B-10, C-08)."""
+    fault = key_fault(jwk)
+    if fault is not None:
+        log.warning("verification key is skipped", number=number, kid=_kid(jwk), reason=fault)
+    return fault is None
 
 
-def _load_key(number: int, jwk: dict[str, Any]) -> tuple[str, Verify] | None:
+def _kid(jwk: dict[str, Any]) -> str:
+    return str(jwk.get("kid"))[:80]
+
+
+def _load_key(jwk: dict[str, Any]) -> tuple[str, Verify] | None:
     try:
-        match jwk:
-            case {"kty": "OKP", "crv": "Ed25519", "x": str(x)} if jwk.get("alg") in (None, "EdDSA"):
-                return "EdDSA", _ed25519(x)
-            case {"kty": "RSA", "alg": "RS256", "n": str(n), "e": str(e)}:
-                return "RS256", _rs256(n, e)
-            case _:
-                reason = "its kind is not supported"
+        if jwk["kty"] == "OKP":
+            return "EdDSA", _ed25519(jwk["x"])
+        return "RS256", _rs256(jwk["n"], jwk["e"])
     except ValueError as error:
-        reason = f"it cannot be read: {error}"
-    log.warning("verification key is skipped", number=number, kid=jwk.get("kid"), reason=reason)
-    return None
+        log.warning("verification key is skipped", kid=_kid(jwk), reason=f"it cannot be read: {error}")
+        return None
 
 
 def _ed25519(x: str) -> Verify:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    return Ed25519PublicKey.from_public_bytes(_unbase64(x)).verify
+    return Ed25519PublicKey.from_public_bytes(unbase64(x)).verify
 
 
 def _rs256(n: str, e: str) -> Verify:
@@ -157,9 +157,7 @@ def _rs256(n: str, e: str) -> Verify:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
     from cryptography.hazmat.primitives.hashes import SHA256
 
-    numbers = RSAPublicNumbers(int.from_bytes(_unbase64(e), "big"), int.from_bytes(_unbase64(n), "big"))
-    if numbers.n.bit_length() < SHORTEST_RSA_BITS:
-        raise ValueError(f"{numbers.n.bit_length()} bits are too short")
+    numbers = RSAPublicNumbers(int.from_bytes(unbase64(e), "big"), int.from_bytes(unbase64(n), "big"))
     key = numbers.public_key()
 
     def verify(signature: bytes, signed: bytes) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from trio_compute.model.catalog_rules import is_md5
+from trio_compute.model.catalog_rules import is_md5, is_plain
 from trio_compute.model.conf_rules import conf_warnings, library_warnings
-from trio_compute.model.parsed import SETTINGS, setting_path
-from trio_compute.model.problems import Path, Problem
+from trio_compute.model.jwk import key_fault
+from trio_compute.model.problems import SETTINGS, Path, Problem, outcome, setting_path
+from trio_compute.model.safekeepers import FIELD, SETTING, named_safekeepers, setting_warning, url_warning
 from trio_compute.model.spec import ComputeConfig, ComputeSpec, ControlPlaneAnswer
 
 MAX_NAME_BYTES = 63
@@ -21,6 +22,7 @@ _FALLBACKS = (
 def contradictions(spec: ComputeSpec) -> Iterator[Problem]:
     """Yield the parts of a spec that contradict each other; all of them are accepted."""
     yield from _pageservers(spec)
+    yield from _safekeepers(spec)
     yield from _fallbacks(spec)
     yield from _endpoint_storage(spec)
     yield from _repeated_names(spec)
@@ -49,7 +51,14 @@ def unusable_names(spec: ComputeSpec) -> Iterator[Problem]:
 
 
 def config_contradictions(config: ComputeConfig | ControlPlaneAnswer) -> Iterator[Problem]:
-    """Yield contradictions between a spec and what stands around it; paths begin at the document."""
+    """Yield what is doubtful around a spec, keys included; paths begin at the document."""
+    for number, jwk in enumerate(config.compute_ctl_config.jwks.keys):
+        if fault := key_fault(jwk):
+            yield Problem(
+                path=("compute_ctl_config", "jwks", "keys", number),
+                message=f"the key is skipped: {fault}",
+                hint="give an Ed25519 key (kty OKP), or an RSA key of at least 2048 bits with alg RS256",
+            )
     tls = config.compute_ctl_config.tls
     if tls is not None and config.spec is not None and "tls_experimental" not in config.spec.features:
         yield Problem(
@@ -77,6 +86,18 @@ def _pageservers(spec: ComputeSpec) -> Iterator[Problem]:
             message="stripe_size of pageserver_connection_info and shard_stripe_size disagree; the former is used",
             hint="make them agree, or leave shard_stripe_size out",
         )
+
+
+def _safekeepers(spec: ComputeSpec) -> Iterator[Problem]:
+    if warning := setting_warning(spec):
+        path = setting_path(spec, SETTING)
+        yield Problem(path=path, message=warning, hint="leave the setting out", also=(FIELD,))
+    named = outcome(named_safekeepers(spec))
+    if named is None:
+        return
+    entries, path = named
+    if warning := url_warning(entries):
+        yield Problem(path=path, message=warning, hint="write host:port, which is all that counts")
 
 
 def _fallbacks(spec: ComputeSpec) -> Iterator[Problem]:
@@ -128,9 +149,14 @@ def _repeated_names(spec: ComputeSpec) -> Iterator[Problem]:
 def _weak_verifiers(spec: ComputeSpec) -> Iterator[Problem]:
     """Yield the passwords that whoever reads them can log in with (T-20)."""
     for number, role in enumerate(spec.cluster.roles):
-        if role.encrypted_password is not None and is_md5(role.encrypted_password):
+        password = role.encrypted_password or ""
+        path = ("cluster", "roles", number, "encrypted_password")
+        if is_plain(password):
+            message = "the password is plain text: the compute makes a SCRAM verifier of it"
+            yield Problem(path=path, message=message, hint="give a SCRAM-SHA-256 verifier")
+        elif is_md5(password):
             yield Problem(
-                path=("cluster", "roles", number, "encrypted_password"),
+                path=path,
                 message="the password is an md5 hash: members of pg_read_all_data can read it, and log in with it",
                 hint="give a SCRAM-SHA-256 verifier, which shows nobody the way in",
             )

@@ -33,7 +33,10 @@ _MAX_INT4 = 2**31 - 1
 _BASE64 = "(?:[A-Za-z0-9+/]{4}){%s}(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)"
 _KEY = "[A-Za-z0-9+/]{43}="
 _MD5 = re.compile(r"\A[0-9a-fA-F]{32}\Z")
-_PASSWORD = re.compile(rf"\A(?:[0-9a-fA-F]{{32}}|SCRAM-SHA-256\$[1-9][0-9]{{0,8}}:{_BASE64 % '0,64'}\${_KEY}:{_KEY})\Z")
+_SCRAM = re.compile(rf"\ASCRAM-SHA-256\$[1-9][0-9]{{0,8}}:{_BASE64 % '0,64'}\${_KEY}:{_KEY}\Z")
+# What was clearly meant as a hash would become a password that nobody knows.
+_MEANT_AS_HASH = re.compile(r"\A(?:SCRAM-SHA-256\$|md5[0-9a-fA-F]{32}\Z)")
+_MAX_PASSWORD_BYTES = 4096
 _DELTA: Path = ("delta_operations",)
 _ROLES: Path = ("cluster", "roles")
 _DATABASES: Path = ("cluster", "databases")
@@ -53,6 +56,11 @@ def is_reserved_role(name: str) -> bool:
 def is_md5(password: str) -> bool:
     """Tell whether a password of a spec is an md5 hash."""
     return _MD5.match(password) is not None
+
+
+def is_plain(password: str) -> bool:
+    """Tell whether a password of a spec is neither a verifier nor a hash, so that we must hash it (C-04)."""
+    return bool(password) and not is_md5(password) and _SCRAM.match(password) is None
 
 
 def catalog_problems(spec: ComputeSpec) -> Iterator[Problem]:
@@ -83,11 +91,7 @@ def catalog_warnings(spec: ComputeSpec) -> tuple[str, ...]:
     told = (
         *(f"role {name!r} is listed more than once; the first one counts" for name in _repeated(roles)),
         *(f"database {name!r} is listed more than once; the first one counts" for name in _repeated(databases)),
-        *(
-            f"role {role.name!r} belongs to the system and stays as it is"
-            for role in roles
-            if is_system_role(role.name)
-        ),
+        *_role_warnings(roles),
         *(
             f"database {database.name!r} is a template of Postgres and stays as it is"
             for database in databases
@@ -97,6 +101,18 @@ def catalog_warnings(spec: ComputeSpec) -> tuple[str, ...]:
         *(f"unknown delta operation {action[:40]!r} is ignored" for action in unknown),
     )
     return tuple(dict.fromkeys(told))
+
+
+def _role_warnings(roles: Sequence[Role]) -> Iterator[str]:
+    for role in roles:
+        if role.name == SUPERUSER:
+            if role.options:
+                yield f"role {role.name!r} belongs to the system: its password is set, its options are passed over"
+        elif is_system_role(role.name):
+            yield f"role {role.name!r} belongs to the system and stays as it is"
+    for role in roles:
+        if is_plain(role.encrypted_password or ""):
+            yield f"password of role {role.name[:80]!r} is plain text in the spec; a SCRAM verifier is made of it"
 
 
 def is_possible_name(name: str) -> bool:
@@ -146,12 +162,26 @@ def _membership_problems(role: Role, path: Path) -> Iterator[Problem]:
 
 
 def _password_problems(role: Role, path: Path) -> Iterator[Problem]:
-    if role.encrypted_password is not None and _PASSWORD.match(role.encrypted_password) is None:
+    password = role.encrypted_password
+    if not password or not is_plain(password):
+        return
+    if _MEANT_AS_HASH.match(password) is not None:
         yield Problem(
             path=path,
             message=f"password of role {role.name[:80]!r} is neither a SCRAM verifier nor an md5 hash",
             hint="give SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>, or the 32 hex digits of md5",
         )
+    elif "\0" in password or len(password.encode(errors="replace")) > _MAX_PASSWORD_BYTES or not _is_utf8(password):
+        message = f"plain password of role {role.name[:80]!r} must be text of at most {_MAX_PASSWORD_BYTES} bytes"
+        yield Problem(path=path, message=message, hint="nobody could log in with it", is_told_whole=True)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _option_problems(

@@ -44,8 +44,8 @@ plane answers with a [ControlPlaneAnswer](#controlplaneanswer). A bare [ComputeS
 - Tenant and timeline are named by field or by setting.
 - Names have 1 to 63 bytes. No role is named `public`, `none` or `pg_…`, be it in `cluster.roles`, as an owner, in a
   delta operation, in `role_names` or among options; only `IN ROLE` may name a role that Postgres brings.
-- Passwords are SCRAM verifiers or md5 hashes (doubtful: see docs/security.md); options of roles and databases are
-  known ones.
+- Passwords are SCRAM verifiers, md5 hashes (doubtful: see docs/security.md) or plain text (doubtful too); options of
+  roles and databases are known ones. Of `cloud_admin` only the password is set.
 - The delta operations `rename_db` and `rename_role` have a `new_name`; none touches roles or databases of the system; a
   role that is to be deleted is neither listed nor the owner of a listed database. Every setting has a value.
 

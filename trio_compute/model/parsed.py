@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
-from typing import TypeVar
 
 from msgspec import Struct, structs
 
+from trio_compute.conninfo import check_values, read_conninfo
 from trio_compute.errors import SpecError
+from trio_compute.model.addresses import grpc_address
 from trio_compute.model.catalog_rules import catalog_problems, catalog_warnings
 from trio_compute.model.conf_rules import conf_problems, conf_warnings, library_warnings
 from trio_compute.model.ids import INVALID_LSN, Lsn, TenantId, TimelineId, is_hex_id, shard_index
-from trio_compute.model.problems import Path, Problem, json_path
+from trio_compute.model.problems import SETTINGS, Path, Problem, Step, json_path, setting_path
+from trio_compute.model.safekeepers import check_safekeepers, named_safekeepers, safekeeper_warnings
 from trio_compute.model.spec import (
     ComputeSpec,
     Pageserver,
@@ -22,12 +23,7 @@ from trio_compute.model.spec import (
     StaticMode,
 )
 
-_GENERATION_PREFIX = re.compile(r"\Ag#\d+:")
-_HOST = re.compile(r"\A[^\s,/@?#\[\]]+\Z")
-_PORT = re.compile(r"\A[0-9]{1,5}\Z")
 _U32 = re.compile(r"\A[0-9]{1,10}\Z")
-
-SETTINGS = ("cluster", "settings")
 
 
 class ParsedSpec(Struct, frozen=True, kw_only=True):
@@ -60,11 +56,6 @@ class ParsedSpec(Struct, frozen=True, kw_only=True):
         return Lsn.parse(mode.lsn) if isinstance(mode, StaticMode) else INVALID_LSN
 
 
-T = TypeVar("T")
-# A step of the derivation yields what is wrong and returns its result, or None if it has none.
-Step = Generator[Problem, None, T]
-
-
 def parse_spec(spec: ComputeSpec) -> ParsedSpec:
     """Derive and validate a spec; raise SpecError with the contract's text at the first failure (contract 01 §9)."""
     steps = derive(spec)
@@ -86,13 +77,13 @@ def problems(spec: ComputeSpec) -> list[Problem]:
 def derive(spec: ComputeSpec) -> Step[ParsedSpec | None]:
     """Yield every broken rule in the order of the contract; return the parsed spec if there is none."""
     pageservers = yield from _pageservers(spec)
-    safekeepers = yield from _safekeepers(spec)
+    safekeepers = yield from named_safekeepers(spec)
     tenant_id = yield from _identity(spec, "tenant_id")
     timeline_id = yield from _identity(spec, "timeline_id")
     if safekeepers is not None:
-        yield from _check_safekeepers(spec, *safekeepers)
+        yield from check_safekeepers(spec, *safekeepers)
     if pageservers is not None:
-        yield from _check_shards(pageservers)
+        yield from _check_shards(pageservers, _given_as(spec))
     yield from catalog_problems(spec)
     yield from conf_problems(spec)
     if pageservers is None or safekeepers is None or tenant_id is None or timeline_id is None:
@@ -107,6 +98,7 @@ def derive(spec: ComputeSpec) -> Step[ParsedSpec | None]:
         endpoint_storage_token=spec.endpoint_storage_token or spec.cluster.setting("neon.endpoint_storage_token"),
         warnings=(
             *_contradictions(spec, pageservers),
+            *safekeeper_warnings(spec, safekeepers[0]),
             *catalog_warnings(spec),
             *conf_warnings(spec),
             *library_warnings(spec),
@@ -131,22 +123,6 @@ def shard_url(pageservers: PageserverConnectionInfo, shard: str, protocol: Pages
 def shard_zero_url(pageservers: PageserverConnectionInfo) -> str:
     """Return the URL that serves basebackups, for the preferred protocol."""
     return shard_url(pageservers, shard_index(0, pageservers.shard_count), pageservers.prefer_protocol)
-
-
-def setting_path(spec: ComputeSpec, name: str) -> Path:
-    """Return where the value of the first setting of this name stands."""
-    numbers = (number for number, option in enumerate(spec.cluster.settings or ()) if option.name == name)
-    return (*SETTINGS, next(numbers, 0), "value")
-
-
-def split_host_port(entry: str, *, what: str) -> tuple[str, int]:
-    """Split `host:port`, an IPv6 host in brackets; raise SpecError naming the entry (07 S-13)."""
-    host, colon, port_text = entry.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") and host.endswith("]") else host
-    port = int(port_text) if _PORT.match(port_text) else 0
-    if not colon or _HOST.match(bare) is None or (":" in bare and bare == host) or not 1 <= port <= 65535:
-        raise SpecError(f"{what} {entry[:80]!r} is not host:port")
-    return bare, port
 
 
 def _pageservers(spec: ComputeSpec) -> Step[PageserverConnectionInfo | None]:
@@ -220,27 +196,6 @@ def _contradictions(spec: ComputeSpec, chosen: PageserverConnectionInfo) -> tupl
     return ("pageserver_connection_info and pageserver_connstring disagree; the former is used",)
 
 
-def _safekeepers(spec: ComputeSpec) -> Step[tuple[tuple[str, ...], Path] | None]:
-    """Return the entries and where they stand."""
-    path: Path = ("safekeeper_connstrings",)
-    if spec.safekeeper_connstrings:
-        return tuple(spec.safekeeper_connstrings), path
-    if spec.mode != "Primary":
-        return (), path
-    text = spec.cluster.setting("neon.safekeepers")
-    if text is None:
-        yield Problem(
-            path=path,
-            message="safekeeper connstrings should be provided",
-            hint="a primary needs at least one safekeeper, as host:port",
-            also=(("mode",), SETTINGS),
-        )
-        return None
-    text = _GENERATION_PREFIX.sub("", text)
-    entries = tuple(part.strip() for part in text.split(",")) if text else ()
-    return entries, setting_path(spec, "neon.safekeepers")
-
-
 def _identity(spec: ComputeSpec, name: str) -> Step[str | None]:
     given: str | None = getattr(spec, name)
     chosen = spec.cluster.setting(f"neon.{name}") if given is None else given
@@ -256,38 +211,7 @@ def _identity(spec: ComputeSpec, name: str) -> Step[str | None]:
     return chosen.lower()
 
 
-def _check_safekeepers(spec: ComputeSpec, entries: tuple[str, ...], path: Path) -> Step[None]:
-    listed = path == ("safekeeper_connstrings",)
-    if spec.mode == "Primary":
-        if not entries:
-            hint = "a primary needs at least one safekeeper, as host:port"
-            yield Problem(path=path, message="safekeeper_connstrings is empty", hint=hint)
-        for entry, second in sorted(_second_places(entries).items()):
-            yield Problem(
-                path=(*path, second) if listed else path,
-                message=f"duplicate entry in safekeeper_connstrings: {entry}!",
-                hint="name each safekeeper once",
-                also=(("mode",),),
-            )
-    for number, entry in enumerate(entries):
-        try:
-            split_host_port(entry, what="safekeeper_connstrings entry")
-        except SpecError as error:
-            place = (*path, number) if listed else path
-            yield Problem(path=place, message=str(error), hint="write host:port, an IPv6 host in brackets")
-
-
-def _second_places(entries: tuple[str, ...]) -> dict[str, int]:
-    """Return the entries that occur more than once, each with the place of its second occurrence."""
-    first: dict[str, int] = {}
-    second: dict[str, int] = {}
-    for number, entry in enumerate(entries):
-        if first.setdefault(entry, number) != number:
-            second.setdefault(entry, number)
-    return second
-
-
-def _check_shards(pageservers: PageserverConnectionInfo) -> Step[None]:
+def _check_shards(pageservers: PageserverConnectionInfo, given: Path | None) -> Step[None]:
     root: Path = ("pageserver_connection_info",)
     for number in range(max(1, pageservers.shard_count)):
         index = shard_index(number, pageservers.shard_count)
@@ -303,17 +227,37 @@ def _check_shards(pageservers: PageserverConnectionInfo) -> Step[None]:
             hint = "name the pageserver that serves this shard"
             yield Problem(path=(*path, "pageservers"), message="must have at least one pageserver", hint=hint)
         else:
-            yield from _check_url(pageservers, index, (*path, "pageservers", 0))
+            yield from _check_url(pageservers, index, (*path, "pageservers", 0), given)
 
 
-def _check_url(pageservers: PageserverConnectionInfo, index: str, path: Path) -> Step[None]:
+def _check_url(pageservers: PageserverConnectionInfo, index: str, path: Path, given: Path | None) -> Step[None]:
     protocol = pageservers.prefer_protocol
+    path = given or (*path, f"{protocol.value}_url")
     try:
-        shard_url(pageservers, index, protocol)
+        url = shard_url(pageservers, index, protocol)
     except SpecError as error:
         yield Problem(
-            path=(*path, f"{protocol.value}_url"),
+            path=path,
             message=str(error),
             hint=f"prefer_protocol is {protocol.value}: the first pageserver of each shard needs this URL",
             also=(("pageserver_connection_info", "prefer_protocol"),),
         )
+        return
+    try:
+        if protocol is PageserverProtocol.LIBPQ:
+            check_values(read_conninfo(url))
+        else:
+            grpc_address(url)
+    except SpecError as error:
+        what = "pageserver connection string" if protocol is PageserverProtocol.LIBPQ else "pageserver connection"
+        examples = {"libpq": "postgresql://no_user@host:6400", "grpc": "grpc://host:51051"}
+        hint = f"give it as in {examples[protocol.value]}"
+        yield Problem(path=path, message=f"{what}: {error}", hint=hint, is_told_whole=True)
+
+
+def _given_as(spec: ComputeSpec) -> Path | None:
+    """Return where the connection string of all shards stands, None if each shard has its own."""
+    if spec.pageserver_connection_info is not None:
+        return None
+    is_field = spec.pageserver_connstring is not None
+    return ("pageserver_connstring",) if is_field else setting_path(spec, "neon.pageserver_connstring")

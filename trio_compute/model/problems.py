@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from typing import TypeVar
+
 from msgspec import Struct
 
+from trio_compute.model.spec import ComputeSpec
+
 Path = tuple[str | int, ...]
+
+SETTINGS: Path = ("cluster", "settings")
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -23,3 +30,24 @@ class Problem(Struct, frozen=True, kw_only=True):
 def json_path(path: Path) -> str:
     """Return a path of known keys and numbers as JSONPath spells it."""
     return "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+
+
+T = TypeVar("T")
+# A step of the derivation yields what is wrong and returns its result, or None if it has none.
+Step = Generator[Problem, None, T]
+
+
+def outcome(step: Step[T]) -> T:
+    """Return the result of a step, whatever it finds wrong."""
+    while True:
+        try:
+            next(step)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def setting_path(spec: ComputeSpec, name: str) -> Path:
+    """Return where the value of the first setting of this name stands."""
+    numbers = (number for number, option in enumerate(spec.cluster.settings or ()) if option.name == name)
+    return (*SETTINGS, next(numbers, 0), "value")

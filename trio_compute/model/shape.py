@@ -17,6 +17,8 @@ from trio_compute.model.problems import Path
 from trio_compute.model.spec import U64_MAX
 
 MOST_SUGGESTIONS = 500
+# What neon_local writes into every file, and what nobody reads (contract 01 §6.1).
+UNUSED = {"Database": frozenset({"restrict_conn", "invalid"})}
 _BROKEN = object()
 
 
@@ -26,6 +28,7 @@ class Finding(Struct, frozen=True):
     path: Path
     rule: str
     hint: str
+    quotes_keys: bool = False  # in the hint stand words of the document
 
 
 class Shape(Struct, frozen=True):
@@ -118,7 +121,7 @@ class Walk:
     def _object(self, value: dict[str, Any], kind: inspect.StructType, path: Path) -> Any:
         self._note_repeated(value, path)
         shapes = self._shapes(kind)
-        unknown = [key for key in value if key not in shapes]
+        unknown = [key for key in value if key not in shapes and key not in UNUSED.get(kind.cls.__name__, ())]
         repaired = {}
         for key, inner in pairs_of(value):
             if key in shapes:
@@ -183,7 +186,8 @@ class Walk:
             hint = "null is not allowed here: " + (
                 "give a value" if shape.is_required else "leave it out, or give a value"
             )
-        self.errors.append(Finding(path, rule, hint or shape.meaning or "compare it with docs/spec.md"))
+        is_quoting = hint.startswith("is ")
+        self.errors.append(Finding(path, rule, hint or shape.meaning or "compare it with docs/spec.md", is_quoting))
         return _neutral(shape)
 
     def _wrong_choice(self, value: object, kind: inspect.Type, shape: Shape, path: Path) -> Any:

@@ -89,12 +89,15 @@ class GenericOption(Wire, frozen=True):
 
 
 class Role(Wire, frozen=True):
-    """Describe a wanted role; the password is a SCRAM verifier or an md5 hash."""
+    """Describe a wanted role; the password is a SCRAM verifier, an md5 hash or plain text."""
 
     name: Annotated[str, about("Name of the role, 1 to 63 bytes.")]
     encrypted_password: Annotated[
         str | None,
-        secret("SCRAM verifier, or the 32 hex digits of an md5 hash without the prefix `md5`; null means no password."),
+        secret(
+            "SCRAM verifier, or the 32 hex digits of an md5 hash without the prefix `md5`; anything else is a password "
+            "in plain text, which the compute hashes. Null and empty mean no password."
+        ),
     ] = None
     options: Annotated[list[GenericOption] | None, about("Further words of CREATE ROLE and ALTER ROLE.")] = None
 
@@ -295,7 +298,10 @@ class ComputeSpec(Wire, frozen=True):
     ] = None
     safekeeper_connstrings: Annotated[
         list[str],
-        about("Safekeepers as `host:port`, no duplicates. A primary needs one; if empty, setting `neon.safekeepers`."),
+        about(
+            "Safekeepers as `host:port`, no duplicates; of a URL host and port count, 5432 if it names none. A primary "
+            "needs one; if empty, setting `neon.safekeepers`."
+        ),
     ] = []
     mode: Annotated[
         Mode,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from urllib.parse import parse_qs, urlsplit
 
+from trio_compute.conninfo import read_conninfo
 from trio_compute.errors import SpecError
 from trio_compute.model.spec import DatabricksSettings
 from trio_compute.plan.conf_syntax import quote
@@ -33,9 +33,8 @@ def lakebase_port(settings: Settings) -> int | None:
     if not settings.lakebase_mode:
         return None
     try:
-        parts = urlsplit(settings.connstr)
-        port = parts.port or int(parse_qs(parts.query).get("port", ["0"])[-1])
-    except ValueError:
+        port = int(read_conninfo(settings.connstr, as_rust=True).get("port", "0"))
+    except (SpecError, ValueError):
         port = 0
     if not 0 < port < 65536:
         raise SpecError("lakebase mode needs a port in the connection URL (--connstr)")

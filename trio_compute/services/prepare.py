@@ -6,7 +6,7 @@ from functools import partial
 
 import trio
 
-from trio_compute.errors import ComputeError, StorageError
+from trio_compute.errors import ComputeError, SpecError, StorageError
 from trio_compute.lifecycle.compute import Compute
 from trio_compute.model.ids import Lsn
 from trio_compute.model.parsed import ParsedSpec
@@ -87,6 +87,8 @@ async def _get_basebackup(compute: Compute, host: Host, parsed: ParsedSpec, lsn:
                     received = await host.fetch_basebackup(parsed, lsn, compute.spans)
                     span.attributes = {**span.attributes, "bytes": received.compressed_bytes, "files": received.files}
                 return
+            except SpecError:
+                raise  # the next attempt would find the same spec (C-02)
             except ComputeError as error:
                 if delay is None:
                     raise StorageError(f"failed to get basebackup@{lsn}") from error

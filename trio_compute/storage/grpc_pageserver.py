@@ -10,15 +10,15 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import trio
 
 from trio_compute.deadlines import Deadlines
 from trio_compute.errors import SpecError, StorageError
 from trio_compute.host.run_as import RunAs
+from trio_compute.model.addresses import grpc_address
 from trio_compute.model.ids import Lsn, shard_index
-from trio_compute.model.parsed import ParsedSpec, shard_zero_url, split_host_port
+from trio_compute.model.parsed import ParsedSpec, shard_zero_url
 from trio_compute.plan.lease import LeaseTarget, LeaseTerms
 from trio_compute.storage import page_api
 from trio_compute.storage.interruptible import Inflow, run_interruptible
@@ -46,13 +46,7 @@ def load_grpc() -> Any:
 
 def channel_target(url: str) -> str:
     """Return gRPC's name for the peer of a `grpc://host:port` URL; raise SpecError, which quotes no user part."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise SpecError("grpc_url is malformed") from None
-    if parts.scheme != "grpc" or "@" in parts.netloc or parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise SpecError("grpc_url is not grpc://host:port")
-    host, port = split_host_port(parts.netloc, what="grpc_url")
+    host, port = grpc_address(url)
     return f"dns:///[{host}]:{port}" if ":" in host else f"dns:///{host}:{port}"
 
 
@@ -76,7 +70,7 @@ async def fetch_over_grpc(
         shard = shard_index(0, parsed.pageservers.shard_count)
         metadata = call_metadata(parsed.tenant_id, parsed.timeline_id, shard, token)
     except SpecError as error:
-        raise StorageError(f"pageserver connection: {error}") from None
+        raise SpecError(f"pageserver connection: {error}") from None
     request = page_api.BaseBackupRequest(lsn=lsn, replica=not parsed.is_primary)
     async with _open_channel(target, deadlines.pageserver_connect) as channel:
         connecting = spans.now()

@@ -53,7 +53,7 @@ def basebackup_command(parsed: ParsedSpec, lsn: Lsn) -> str:
 async def fetch_basebackup(
     parsed: ParsedSpec, pgdata: Path, lsn: Lsn, *, run_as: RunAs, spans: Recorder, deadlines: Deadlines
 ) -> Received:
-    """Unpack one basebackup into PGDATA; raise StorageError or HostError when anything about it is not right."""
+    """Unpack one basebackup into PGDATA; raise SpecError, StorageError or HostError if it is not right."""
     if parsed.pageservers.prefer_protocol is PageserverProtocol.GRPC:
         from trio_compute.storage.grpc_pageserver import fetch_over_grpc as fetch
     else:
@@ -83,7 +83,7 @@ def _target(parsed: ParsedSpec) -> Target:
     try:
         target = Target.parse(shard_zero_url(parsed.pageservers))
     except SpecError as error:
-        raise StorageError(f"pageserver connection string: {error}") from None
+        raise SpecError(f"pageserver connection string: {error}") from None
     changes = {"application_name": "compute_ctl", "options": f"-c neon.compute_mode={parsed.mode}"}
     if parsed.spec.storage_auth_token is not None:
         changes["password"] = parsed.spec.storage_auth_token

@@ -11,8 +11,9 @@ from trio_compute.db.target import Target
 from trio_compute.errors import StorageError
 from trio_compute.host.process import run_command
 from trio_compute.host.run_as import RunAs
+from trio_compute.model.addresses import host_port_text, safekeeper_address
 from trio_compute.model.ids import Lsn
-from trio_compute.model.parsed import ParsedSpec, split_host_port
+from trio_compute.model.parsed import ParsedSpec
 from trio_compute.plan.quorum import Ballot, TimelineStatus
 from trio_compute.postgres.logs import collect_logs
 from trio_compute.storage.texts import brief, text_rows
@@ -26,28 +27,27 @@ async def check_safekeepers_synced(parsed: ParsedSpec, *, timeout_seconds: float
     ballot = Ballot(len(parsed.safekeepers))
     async with trio.open_nursery() as nursery:
 
-        async def ask(entry: str) -> None:
+        async def ask(host: str, port: int) -> None:
             try:
-                ballot.answer(await _ping(entry, parsed, timeout_seconds))
+                ballot.answer(await _ping(host, port, parsed, timeout_seconds))
             except StorageError as error:
-                log.info("safekeeper did not answer", safekeeper=entry, error=error)
+                log.info("safekeeper did not answer", safekeeper=host_port_text(host, port), error=error)
                 ballot.failure()
             if ballot.decided:
                 nursery.cancel_scope.cancel()
 
         for entry in parsed.safekeepers:
-            nursery.start_soon(ask, entry)
+            nursery.start_soon(ask, *safekeeper_address(entry))
     lsn = ballot.synced_at()
     log.info("safekeepers checked", synced_at=lsn)
     return lsn
 
 
-async def _ping(entry: str, parsed: ParsedSpec, timeout_seconds: float) -> TimelineStatus | None:
+async def _ping(host: str, port: int, parsed: ParsedSpec, timeout_seconds: float) -> TimelineStatus | None:
     import psycopg
 
     from trio_compute.db.connection import ConnectFailed, open_connection
 
-    host, port = split_host_port(entry, what="safekeeper_connstrings entry")
     target = Target(
         host=host,
         port=port,

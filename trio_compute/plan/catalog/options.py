@@ -14,8 +14,11 @@ _TEMPLATES = frozenset({"template0", "template1"})
 
 
 def stored_password(role: Role) -> str | None:
-    """Return the password as Postgres stores it: SCRAM verifiers as they are, md5 hashes with their prefix (K-16)."""
-    text = role.encrypted_password
+    """Return the password as Postgres stores it: SCRAM verifiers as they are, md5 hashes with their prefix (K-16).
+
+    An empty one is none (C-04); a plain one must have become a verifier.
+    """
+    text = role.encrypted_password or None
     return text if text is None or text.startswith("SCRAM-SHA-256") else f"md5{text.lower()}"
 
 

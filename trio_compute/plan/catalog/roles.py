@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from msgspec import structs
 
+from trio_compute.model import catalog_rules
 from trio_compute.model.spec import Role
 from trio_compute.plan.catalog.operations import Operation, Subject
 from trio_compute.plan.catalog.options import (
@@ -15,6 +16,7 @@ from trio_compute.plan.catalog.options import (
     password_literal,
     stored_password,
 )
+from trio_compute.plan.catalog.passwords import with_verifier
 from trio_compute.plan.catalog.quoting import identifier
 from trio_compute.plan.catalog.snapshot import RoleFacts, Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
@@ -89,13 +91,31 @@ def rename_roles(wanted: Wanted, state: Snapshot, warnings: list[str]) -> Iterat
 
 def create_and_alter_roles(wanted: Wanted, state: Snapshot) -> Iterator[Operation]:
     """Plan new roles, and new passwords of known ones; options alone alter nothing (K-16)."""
-    for role in wanted.roles:
-        facts, password = state.roles.get(role.name), stored_password(role)
+    for listed in wanted.roles:
+        facts = state.roles.get(listed.name)
+        role = with_verifier(listed, None if facts is None else facts.password)
+        password = stored_password(role)
         if facts is not None and facts.password == password:
+            continue
+        if role.name == catalog_rules.SUPERUSER:
+            if facts is not None:
+                state.roles[role.name] = structs.replace(facts, password=password)
+                yield _superuser_password(role)
             continue
         # The password of an unchanged name is all that an alter may touch beside what the spec's options say.
         state.roles[role.name] = structs.replace(facts or RoleFacts(), password=password)
         yield _alteration(role) if facts is not None else _creation(role, wanted)
+
+
+def _superuser_password(role: Role) -> Operation:
+    """Change nothing but the password: what the superuser is, no spec may say (K-17 as C-03 amends it)."""
+    return Operation(
+        what=f"set the password of {role.name}",
+        why="its password differs",
+        statement=f"ALTER ROLE {identifier(role.name)} PASSWORD {password_literal(role)}",
+        subject=Subject("role", role.name),
+        secret=password_literal(role) if role.encrypted_password else None,
+    )
 
 
 def _alteration(role: Role) -> Operation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from trio_compute.errors import SpecError
+from trio_compute.model import catalog_rules
 from trio_compute.model.catalog_rules import ACTIONS, TEMPLATES, is_system_role
 from trio_compute.model.parsed import ParsedSpec
 from trio_compute.model.spec import ComputeAudit, Database, DeltaOp, Role
@@ -43,7 +44,8 @@ def wanted_of(parsed: ParsedSpec, *, privileged_role: str, lakebase: bool = Fals
             raise SpecError(f"delta operation {operation.action} may not touch the privileged role {privileged_role!r}")
     roles, databases = dict[str, Role](), dict[str, Database]()
     for role in spec.cluster.roles:
-        if not is_system_role(role.name) and role.name != privileged_role:
+        may_change = role.name == catalog_rules.SUPERUSER or not is_system_role(role.name)
+        if may_change and role.name != privileged_role:
             roles.setdefault(role.name, role)
     for database in spec.cluster.databases:
         if database.name not in TEMPLATES:
