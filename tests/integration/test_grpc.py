@@ -19,7 +19,7 @@ from tests.integration.compute import Rig
 from tests.integration.pageservers import SEGMENT_BYTES, SNAPSHOT_LSN, Leftovers, Storage, open_cutting_proxy
 from trio_compute.deadlines import Deadlines
 from trio_compute.embedded.grpc_pageserver import GrpcFaults, GrpcPageserver, open_grpc_pageserver
-from trio_compute.errors import ComputeError, StorageError
+from trio_compute.errors import ComputeError, SpecError, StorageError
 from trio_compute.host.run_as import RunAs
 from trio_compute.model.ids import INVALID_LSN, Lsn
 from trio_compute.model.parsed import ParsedSpec
@@ -247,8 +247,11 @@ async def test_a_server_that_repeats_the_token_does_not_get_it_shown(
 
 
 async def test_a_token_that_cannot_be_sent_is_an_error(storage: Storage, url: str, public_tmp: Path) -> None:
-    text = await failure(storage.spec(url, storage_auth_token="line\nbreak"), public_tmp / "pgdata")
-    assert text == "pageserver connection: storage_auth_token has characters that gRPC cannot send"
+    """C-02: an error of the spec, which is not tried again."""
+    spec = storage.spec(url, storage_auth_token="line\nbreak")
+    with pytest.raises(SpecError) as raised:
+        await failure(spec, public_tmp / "pgdata")
+    assert str(raised.value) == "pageserver connection: storage_auth_token has characters that gRPC cannot send"
 
 
 @pytest.mark.parametrize(

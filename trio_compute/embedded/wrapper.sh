@@ -41,6 +41,8 @@ export PGPASSWORD="${NEON_AUTH_TOKEN-}" PGCONNECT_TIMEOUT=3 PGSSLMODE=disable PG
 export PGOPTIONS="-c timeline_id=$timeline tenant_id=$tenant"
 IFS=,
 for address in $safekeepers; do
+    address=${address#*://}
+    address=${address##*@}
     if "$real/psql" -XAtqw -h "${address%:*}" -p "${address##*:}" -U no_user -d no_user -c "STAND_IN_SYNC $lsn"; then
         exit 0
     fi
