@@ -43,6 +43,20 @@ async def test_a_connection_to_itself_is_closed_and_leaves_the_port_free(monkeyp
         server.listen()
 
 
+async def test_a_peer_that_is_gone_at_once_leaves_no_socket_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Q-21: who the peer is cannot be asked then; 1 socket of 1 is closed all the same."""
+    stream = connected_to_itself(free_port())
+    stream.socket.shutdown(socket.SHUT_RDWR)
+
+    async def opened(_host: str, _port: int) -> trio.SocketStream:
+        return stream
+
+    monkeypatch.setattr(trio, "open_tcp_stream", opened)
+    with pytest.raises(OSError, match="not connected"):
+        await receiver.connect(1)
+    assert stream.socket.fileno() == -1
+
+
 async def test_a_connection_to_somebody_else_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Q-21: 1 of 1."""
     with socket.socket() as server:

@@ -269,10 +269,13 @@ async def connect(port: int) -> trio.SocketStream:
     its peer and holds the port that Postgres needs. It is reset, so that not even TIME_WAIT stays of it.
     """
     stream = await trio.open_tcp_stream("127.0.0.1", port)
-    if stream.socket.getsockname() == stream.socket.getpeername():
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    try:
+        if stream.socket.getsockname() == stream.socket.getpeername():
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raise ConnectionRefusedError(f"port {port} answered itself")
+    except OSError:  # of our own, or there is no peer any more
         await trio.aclose_forcefully(stream)
-        raise ConnectionRefusedError(f"port {port} answered itself")
+        raise
     return stream
 
 
