@@ -13,6 +13,7 @@ from trio_compute.plan.catalog.operations import Operation, Subject
 from trio_compute.plan.catalog.quoting import identifier, literal
 from trio_compute.plan.catalog.snapshot import OURS, ExtensionFacts, SchemaFacts, Snapshot
 from trio_compute.plan.catalog.wanted import Wanted
+from trio_compute.plan.extension_script import isolated_creation
 
 _TO_FILES = frozenset({ComputeAudit.HIPAA, ComputeAudit.EXTENDED, ComputeAudit.FULL})
 _HEALTH_CHECK = """\
@@ -100,11 +101,7 @@ def create_relocatable(name: str, schema: str, workshop: str) -> str:
 
     A script finds what stands in its schema, and runs as superuser (T-02).
     """
-    extension, own = identifier(name), identifier(workshop)
-    return (
-        f"CREATE SCHEMA {own}; CREATE EXTENSION {extension} WITH SCHEMA {own}; "
-        f"ALTER EXTENSION {extension} SET SCHEMA {identifier(schema)}; DROP SCHEMA {own}"
-    )
+    return "; ".join(isolated_creation(name, workshop, schema=schema).statements)
 
 
 def _public_extension(name: str, state: Snapshot, warnings: list[str]) -> Iterator[Operation]:
