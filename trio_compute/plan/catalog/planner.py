@@ -14,50 +14,11 @@ def plan_catalog(wanted: Wanted, snapshot: Snapshot) -> tuple[Plan, Snapshot]:
     """Return what must be done, and what will exist afterwards; planning again over the latter finds nothing."""
     state, warnings = snapshot.copy(), list(wanted.warnings)
     databases.as_before_reservation(state)
-    # Everything in it is for later phases: what a role may still do while it is being shut out does not matter then.
-    first = _phases(
-        {
-            "OpenClosedDatabases": databases.open_closed_databases(wanted, state),
-        }
-    )
+    first = _phases({"OpenClosedDatabases": databases.open_closed_databases(wanted, state)})
     clean_up = _clean_up(wanted, state)
-    before = _phases(
-        {
-            "CreatePrivilegedRole": roles.create_privileged_role(wanted, state),
-            "CreateDatabricksRoles": lakebase.create_roles(wanted, state, warnings),
-            "AlterDatabricksRoles": lakebase.alter_roles(wanted, state),
-            "DropInvalidDatabases": databases.drop_invalid_databases(wanted, state),
-            "RenameRoles": roles.rename_roles(wanted, state, warnings),
-            "CreateAndAlterRoles": roles.create_and_alter_roles(wanted, state),
-            "RevokeServerAccess": roles.revoke_server_access(wanted, state, warnings),
-            "RenameAndDeleteDatabases": databases.rename_and_delete_databases(wanted, state, warnings),
-            "CreateAndAlterDatabases": databases.create_and_alter_databases(wanted, state),
-            "ShutOutDeletedRoles": departures.shut_out(wanted, state),
-            "CreateHeirs": departures.make_heirs(wanted, state),
-            "TakeDatabasesFromDeletedRoles": departures.give_databases_away(wanted, state),
-            "CreateSchemaNeon": extensions.create_schema_neon(wanted, state, warnings),
-            "NoteInheritedSubscriptions": inside.note_inherited_subscriptions(wanted, state),
-            # First and alone: what a role has of shared objects would else be taken from several databases at once.
-            "DeleteDBRoleReferences": departures.role_references(state.system_database, wanted, state),
-        }
-    )
+    before = _phases(_before(wanted, state, warnings))
     inner = [work for name in _visited(wanted, state) if (work := _inside(name, wanted, state, warnings)).phases]
-    after = _phases(
-        {
-            "HandleOtherExtensions": extensions.handle_other_extensions(wanted, state, warnings),
-            "HandleNeonExtension": extensions.handle_neon_extension(wanted, state, warnings),
-            "HandleDatabricksAuthExtension": lakebase.handle_auth_extension(wanted, state, warnings),
-            "CreateAvailabilityCheck": extensions.create_availability_check(wanted, state, warnings),
-            "ReleaseDatabases": databases.release_databases(wanted, state),
-            "DropRoles": departures.drop_roles(wanted, state),
-            "AddDatabricksGrants": lakebase.add_grants(wanted, state, snapshot, warnings),
-            "CreateDatabricksMisc": lakebase.create_misc(wanted, state, warnings),
-            "FinalizeDropLogicalSubscriptions": extensions.finalize_drop_subscriptions(state, snapshot),
-            "DropFormerTables": extensions.drop_former_tables(wanted, state),
-            "CreateAuditExtensions": extensions.create_audit_extensions(wanted, state, warnings),
-            "DisablePostgresDBPgAudit": extensions.silence_audit(wanted, state),
-        }
-    )
+    after = _phases(_after(wanted, state, snapshot, warnings))
     plan = Plan(
         first=first,
         clean_up=clean_up,
@@ -67,6 +28,44 @@ def plan_catalog(wanted: Wanted, snapshot: Snapshot) -> tuple[Plan, Snapshot]:
         warnings=tuple(dict.fromkeys(warnings)),
     )
     return plan, state
+
+
+def _before(wanted: Wanted, state: Snapshot, warnings: list[str]) -> dict[str, Iterable[Operation]]:
+    return {
+        "CreatePrivilegedRole": roles.create_privileged_role(wanted, state),
+        "CreateDatabricksRoles": lakebase.create_roles(wanted, state, warnings),
+        "AlterDatabricksRoles": lakebase.alter_roles(wanted, state),
+        "DropInvalidDatabases": databases.drop_invalid_databases(wanted, state),
+        "RenameRoles": roles.rename_roles(wanted, state, warnings),
+        "CreateAndAlterRoles": roles.create_and_alter_roles(wanted, state),
+        "RevokeServerAccess": roles.revoke_server_access(wanted, state, warnings),
+        "RenameAndDeleteDatabases": databases.rename_and_delete_databases(wanted, state, warnings),
+        "CreateAndAlterDatabases": databases.create_and_alter_databases(wanted, state),
+        "ShutOutDeletedRoles": departures.shut_out(wanted, state),
+        "CreateHeirs": departures.make_heirs(wanted, state),
+        "TakeDatabasesFromDeletedRoles": departures.give_databases_away(wanted, state),
+        "CreateSchemaNeon": extensions.create_schema_neon(wanted, state, warnings),
+        "NoteInheritedSubscriptions": inside.note_inherited_subscriptions(wanted, state),
+        # First and alone: what a role has of shared objects would else be taken from several databases at once.
+        "DeleteDBRoleReferences": departures.role_references(state.system_database, wanted, state),
+    }
+
+
+def _after(wanted: Wanted, state: Snapshot, snapshot: Snapshot, warnings: list[str]) -> dict[str, Iterable[Operation]]:
+    return {
+        "HandleOtherExtensions": extensions.handle_other_extensions(wanted, state, warnings),
+        "HandleNeonExtension": extensions.handle_neon_extension(wanted, state, warnings),
+        "HandleDatabricksAuthExtension": lakebase.handle_auth_extension(wanted, state, warnings),
+        "CreateAvailabilityCheck": extensions.create_availability_check(wanted, state, warnings),
+        "ReleaseDatabases": databases.release_databases(wanted, state),
+        "DropRoles": departures.drop_roles(wanted, state),
+        "AddDatabricksGrants": lakebase.add_grants(wanted, state, snapshot, warnings),
+        "CreateDatabricksMisc": lakebase.create_misc(wanted, state, warnings),
+        "FinalizeDropLogicalSubscriptions": extensions.finalize_drop_subscriptions(state, snapshot),
+        "DropFormerTables": extensions.drop_former_tables(wanted, state),
+        "CreateAuditExtensions": extensions.create_audit_extensions(wanted, state, warnings),
+        "DisablePostgresDBPgAudit": extensions.silence_audit(wanted, state),
+    }
 
 
 def _phases(planned: dict[str, Iterable[Operation]]) -> tuple[Phase, ...]:
