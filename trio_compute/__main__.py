@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from trio_compute.host.early_signals import remember_stop_signals
+from trio_compute.host.early_signals import ignore_stop_signals, remember_stop_signals
 
 
 def compute_ctl() -> None:
@@ -12,16 +12,22 @@ def compute_ctl() -> None:
     remember_stop_signals()
     from trio_compute.cli import run_compute
 
-    sys.exit(run_compute(sys.argv[1:], prog="compute_ctl"))
+    code = run_compute(sys.argv[1:], prog="compute_ctl")
+    ignore_stop_signals()
+    sys.exit(code)
 
 
 def main() -> None:
     """Run a sub-command of trio-compute."""
-    if sys.argv[1:2] == ["run"]:
+    is_compute = sys.argv[1:2] == ["run"]
+    if is_compute:
         remember_stop_signals()
     from trio_compute.cli import run_subcommand
 
-    sys.exit(run_subcommand(sys.argv[1:]))
+    code = run_subcommand(sys.argv[1:])
+    if is_compute:
+        ignore_stop_signals()
+    sys.exit(code)
 
 
 if __name__ == "__main__":
