@@ -26,7 +26,7 @@ from trio_compute.db.fortress import (
     refuses_modern,
     setting_statement,
 )
-from trio_compute.db.refusal import refusal
+from trio_compute.db.refusal import ACCEPTED, refusal
 from trio_compute.db.target import Target
 from trio_compute.deadlines import Deadlines
 from trio_compute.errors import PostgresError
@@ -42,7 +42,9 @@ LONGEST_PAUSE_SECONDS = 2.0
 _NO_LOGIN = frozenset({"28P01", "28000"})
 _NO_SLOT = frozenset({"53300"})
 _NOT_YET = frozenset({"57P03"})
-_UNKNOWN_OPTION = "42704"  # whoever gets as far as that was let in
+# Who is let in when asked once more, or gets as far as the options, may have failed for want of a place a moment ago.
+_LET_IN = frozenset({ACCEPTED, "42704"})
+MOST_SECOND_CHANCES = 3
 _SUPERUSER_FOUND = """\
 SELECT rolpassword IS NOT NULL FROM pg_catalog.pg_authid WHERE rolname OPERATOR(pg_catalog.=) %s"""
 # Whoever owns an extension may add to it, and what it brings runs as superuser when it is updated.
@@ -141,7 +143,7 @@ def _log_notice(notice: psycopg.errors.Diagnostic) -> None:
 
 
 async def _connect(target: Target, deadlines: Deadlines, give_up_at: float) -> Connection:
-    pause = FIRST_PAUSE_SECONDS
+    pause, chances = FIRST_PAUSE_SECONDS, MOST_SECOND_CHANCES
     fallen_back = False
     while True:
         try:
@@ -152,8 +154,10 @@ async def _connect(target: Target, deadlines: Deadlines, give_up_at: float) -> C
                 fallen_back = True
                 await _make_superuser(target, deadlines, error)
                 continue
-            if state not in _NO_SLOT | _NOT_YET or trio.current_time() + pause > give_up_at:
-                raise ConnectRefused(brief(error), None if state == _UNKNOWN_OPTION else state) from None
+            chances -= state in _LET_IN
+            can_pass = state in _NO_SLOT | _NOT_YET or (state in _LET_IN and chances >= 0)
+            if not can_pass or trio.current_time() + pause > give_up_at:
+                raise ConnectRefused(brief(error), None if state in _LET_IN else state) from None
             log.warning("no free connection to Postgres", retry_in_seconds=pause)
         await trio.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)

@@ -10,11 +10,12 @@ from trio_compute.db.target import Target
 
 PROTOCOL_VERSION = 196608
 LONGEST_ANSWER = 10_000
+ACCEPTED = "00000"
 PASSWORD_WANTED = "28P01"  # noqa: S105  (an SQLSTATE)
 
 
 async def refusal(target: Target, *, timeout_seconds: float) -> str | None:
-    """Ask for a session once more and return the SQLSTATE of the refusal, or None if none comes.
+    """Ask for a session once more and return the SQLSTATE of the answer, or None if none comes.
 
     A server that asks for a password counts as one that refuses it, since a login with it has just failed.
     """
@@ -54,7 +55,7 @@ async def _first_answer(stream: trio.SocketStream) -> str | None:
             return PASSWORD_WANTED
         kind, body, _ = await _message(stream, rest)
     if kind != b"E":
-        return None
+        return ACCEPTED if kind else None
     return next((field[1:].decode(errors="replace") for field in body.split(b"\0") if field[:1] == b"C"), None)
 
 
