@@ -34,7 +34,7 @@ async def answers_with(data: bytes, step: int, stream: trio.SocketStream) -> Non
     [
         (error("53300"), "53300"),
         (OK + error("3D000"), "3D000"),
-        (OK + READY, None),
+        (OK + READY, "00000"),
         (WANTS_PASSWORD, "28P01"),
         (error("57P03")[:7], None),
         (b"", None),
