@@ -9,6 +9,7 @@ from trio_compute.db.carried_text import escaped
 from trio_compute.db.maintenance import Connection, failure_text, open_maintenance
 from trio_compute.db.target import Target
 from trio_compute.deadlines import Deadlines
+from trio_compute.errors import PostgresError
 from trio_compute.plan.catalog import notes
 from trio_compute.plan.catalog.leftovers import prepared_transactions
 from trio_compute.plan.catalog.quoting import identifier
@@ -55,7 +56,7 @@ class Eviction:
     async def evict(self) -> None:
         """Let nobody but superusers in and send all others away, prepared transactions included; say whom.
 
-        Raises PostgresError and psycopg's errors.
+        Raises psycopg's errors.
         """
         found = await self._connection.rows(_FORM, self._database)
         if not found:
@@ -71,7 +72,10 @@ class Eviction:
         await self._connection.rows(_END_SESSIONS, PATIENCE_MS, self._database)
         if has_transactions:
             await self._alter("ALLOW_CONNECTIONS true")
-            await self._end_transactions()
+            try:
+                await self._end_transactions()
+            except PostgresError as error:  # no session there now; the attempt that follows fails, and we come again
+                log.warning("prepared transactions are not ended", database=escaped(self._database), error=error)
 
     async def release(self) -> None:
         """Make the database what it was, also if it has another name now or we are being cancelled.
