@@ -9,7 +9,9 @@ import pytest
 import trio
 
 from tests.integration.bare_postgres import QUICK, BarePostgres, apply, fresh, wanted
+from trio_compute.db import occupants
 from trio_compute.deadlines import Deadlines
+from trio_compute.errors import PostgresError
 from trio_compute.plan.catalog.failures import CatalogFailed, Failure
 from trio_compute.plan.catalog.wanted import Wanted
 
@@ -151,3 +153,17 @@ async def test_a_session_that_sits_in_a_database_does_not_keep_it_from_being_dro
         with pytest.raises(psycopg.OperationalError):
             sitter.execute("SELECT 1")
     assert not server.exists("database", name)
+
+
+async def test_prepared_transactions_that_cannot_be_reached_are_told_as_what_is_in_the_way(
+    prepared: str, server: BarePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T-15: no session in the database, say for want of a place; the failure names the gid, and the apply goes on."""
+
+    def refuse(*_arguments: object) -> None:
+        raise PostgresError("no place")
+
+    monkeypatch.setattr(occupants, "open_maintenance", refuse)
+    failure = await failed(server, wanted(delta=[{"action": "delete_db", "name": prepared}]))
+    assert (failure.sqlstate, failure.database) == ("55006", prepared)
+    assert "prepared transaction 'kept'" in (failure.detail or "")
